@@ -1,0 +1,235 @@
+"""A running batch: its queue, the takes it has, what it spends, and what became of every step.
+
+Plain bookkeeping, changed by one thread: whoever runs the engines asks `next_step`, and tells what came
+of it (`add_attempt`, `fail`). Files are written by the caller; this module says which and when.
+
+    batch = Batch("demo", plan, lanes, found=find_takes(plan, store, "demo"))
+    step = batch.next_step(lane)
+    sidecar = batch.add_attempt(step, attempt)      # None while the step is to be made once more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from callsheet.errors import BadOutput, Budget, policy_of, reason_of
+from callsheet.fleet import Lane
+from callsheet.plan import (
+    ASSEMBLY,
+    PictureInputs,
+    Plan,
+    ProgrammeInputs,
+    ShotPlan,
+    SpeechInputs,
+    Step,
+    TakeFrame,
+)
+from callsheet.schedule import Failure, StepQueue
+from callsheet.takes import Attempt, Sidecar, attempt_seed, best_of
+
+
+@dataclass
+class LaneMeter:
+    """What a lane did: steps and seconds of its engine."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Batch:
+    """The state of a run of one script.
+
+    Attributes:
+        found: takes that were in the store when the run began. One is used when what it was made from
+            is there too and is still the same; until that is known it waits.
+        retakes: how often a take that fails its checks is made again.
+        max_cost: $ that this run may spend; None for no limit.
+    """
+
+    name: str
+    plan: Plan
+    lanes: Iterable[Lane]
+    found: Mapping[str, Sidecar] = field(default_factory=dict)
+    retakes: int = 2
+    max_cost: float | None = None
+
+    takes: dict[str, Sidecar] = field(default_factory=dict, init=False)
+    made: list[Sidecar] = field(default_factory=list, init=False)
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict, init=False)
+    meters: dict[str, LaneMeter] = field(default_factory=dict, init=False)
+    spent: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        for step in self.plan.steps.values():
+            self._reuse(step)
+        self._promised: dict[str, float] = {}
+        self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
+
+    def next_step(self, lane: Lane | None) -> Step | None:
+        """What ``lane`` (None: this machine) does next; None where there is nothing at present."""
+        while step := self.queue.take(lane):
+            if self._reuse(step):
+                self._complete(step)
+                continue
+            if lane is not None and not self._affordable(step, lane):
+                return None
+            return step
+        return None
+
+    def is_idle(self, lane: Lane | None) -> bool:
+        return self.queue.is_idle(lane)
+
+    def seed_of(self, step: Step) -> int:
+        """The seed of the attempt that is made next."""
+        return attempt_seed(step.key, step.requested_seed, len(self.attempts.get(step.key, ())))
+
+    def attempt_number(self, step: Step) -> int:
+        """The number of the attempt that is made next: above those of a take that was found and is out of date."""
+        found = self.found.get(step.key)
+        first = max((one.n for one in found.attempts), default=-1) + 1 if found else 0
+        return first + len(self.attempts.get(step.key, ()))
+
+    def charge(self, step: Step, lane: Lane, seconds: float) -> float:
+        """Notes engine time that was used, whether or not anything came of it, and what it cost in $."""
+        cost = seconds * lane.price_per_second
+        self._promised.pop(step.key, None)
+        self.spent += cost
+        meter = self.meters.setdefault(lane.name, LaneMeter())
+        meter.steps += 1
+        meter.seconds += seconds
+        return cost
+
+    def add_attempt(self, step: Step, attempt: Attempt) -> Sidecar | None:
+        """Notes an attempt that was made, checked and stored.
+
+        Returns:
+            The sidecar to write, when the take is settled: the attempt passed, or no retake is left and the
+            best is kept for review. None when the step is back in the queue, or given up because nothing was made.
+        """
+        attempts = self.attempts.setdefault(step.key, [])
+        attempts.append(attempt)
+        if attempt.passed:
+            return self._sidecar(step, attempt, needs_review=False)
+        worth_it = step.engine != ASSEMBLY and len(attempts) <= self.retakes
+        if worth_it and self.queue.requeue(step, avoid=attempt.lane):
+            return None
+        if all(one.error for one in attempts):
+            self.queue.give_up(step, BadOutput(attempt.error or "no attempt could be used"))
+            return None
+        return self._sidecar(step, best_of(attempts), needs_review=True)
+
+    def commit(self, step: Step, sidecar: Sidecar) -> None:
+        """The sidecar is written: the take is there, and what waited for it may go on."""
+        self.made.append(sidecar)
+        self.takes[step.key] = sidecar
+        self._complete(step)
+
+    def fail(self, step: Step, lane: Lane | None, error: BaseException) -> Sidecar | None:
+        """A step failed for good on ``lane``. Returns the best of its earlier attempts to be kept, if there is one."""
+        self._promised.pop(step.key, None)
+        kept = [one for one in self.attempts.get(step.key, ()) if one.error is None]
+        if kept and not policy_of(error).stops_batch:
+            if lane is not None and policy_of(error).quarantine:
+                self.queue.quarantine(lane.host.name, reason_of(error))
+            return self._sidecar(step, best_of(kept), needs_review=True)
+        self.queue.fail(step, lane, error)
+        return None
+
+    @property
+    def failures(self) -> dict[str, Failure]:
+        """Shots that are not done, by shot_id, and the step that failed first."""
+        failed: dict[str, Failure] = {}
+        for shot_id, shot in self.plan.shots.items():
+            if failure := next((f for key in shot.keys if (f := self.queue.failures.get(key))), None):
+                failed[shot_id] = failure
+        return failed
+
+    def is_done(self, shot: ShotPlan) -> bool:
+        return shot.clip in self.takes
+
+    @property
+    def takes_reused(self) -> int:
+        made = {sidecar.key for sidecar in self.made}
+        return sum(1 for key in self.plan.steps if key in self.takes and key not in made)
+
+    def sources_of(self, step: Step) -> dict[str, str] | None:
+        """The takes that the step is made from, key to sha256; None while one of them is not there."""
+        keys = [*step.needs]
+        if step.kind == "clip":
+            shot = self.plan.shots_with(step.key)[0]
+            keys = [key for key in (shot.speech, *shot.pictures) if key]
+        if any(key not in self.takes for key in keys):
+            return None
+        return {key: self.takes[key].take.sha256 for key in keys}
+
+    def _reuse(self, step: Step) -> bool:
+        """Uses the take that was found, where it was made from the takes that are there now."""
+        sidecar = self.found.get(step.key)
+        if sidecar is None or step.key in self.takes or self.sources_of(step) != sidecar.sources:
+            return False
+        self.takes[step.key] = sidecar
+        return True
+
+    def _complete(self, step: Step) -> None:
+        if step.kind == "speech":
+            for shot in self.plan.shots_with(step.key):
+                self._fit(shot, self.takes[step.key].take.length)
+        self.queue.complete(step.key)
+
+    def _fit(self, shot: ShotPlan, narration: float) -> None:
+        """Adds and drops the clips that cover a narration, now that its length is known."""
+        new, dropped = self.plan.fit_to_narration(shot.shot.shot_id, narration)
+        self.queue.wait_for_also(shot.clip, (step.key for step in new))
+        self.queue.stop_waiting_for(shot.clip, dropped)
+        for key in dropped:
+            self.queue.drop(key)
+        for step in new:
+            self._reuse(step)
+            if step.key not in self.takes:
+                self.queue.add(step)
+            else:
+                self.queue.complete(step.key)
+
+    def _affordable(self, step: Step, lane: Lane) -> bool:
+        """Whether the step fits under the cap together with what runs; where it does not, the batch stops."""
+        if self.max_cost is None:
+            return True
+        cost = step.seconds * lane.price_per_second
+        if self.spent + sum(self._promised.values()) + cost <= self.max_cost:
+            self._promised[step.key] = cost
+            return True
+        reason = f"${self.spent:.4f} spent, and the next step may cost ${cost:.4f}; the cap is ${self.max_cost:.4f}"
+        self.queue.requeue(step)
+        self.queue.stop(Failure(step.name, Budget.__name__, reason))
+        return False
+
+    def _sidecar(self, step: Step, chosen: Attempt, *, needs_review: bool) -> Sidecar:
+        return Sidecar(
+            key=step.key,
+            kind=step.kind,
+            engine=step.engine,
+            revision=step.revision,
+            requested_seed=step.requested_seed,
+            inputs=_described(step),
+            sources=self.sources_of(step) or {},
+            chosen=chosen.n,
+            needs_review=needs_review,
+            attempts=self.attempts[step.key],
+        )
+
+
+def _described(step: Step) -> dict[str, Any]:
+    """What the take was made from: what its key holds, and names for people."""
+    described = step.inputs.material()
+    if isinstance(step.inputs, SpeechInputs):
+        described["voice"] = step.inputs.voice.voice
+    if isinstance(step.inputs, PictureInputs):
+        described["workflow_name"] = step.inputs.workflow.name
+        if isinstance(step.inputs.image, TakeFrame):
+            described["image"] = step.inputs.image.mark
+    if isinstance(step.inputs, ProgrammeInputs):
+        described["title"] = step.inputs.title
+    return described

@@ -1,0 +1,69 @@
+"""What the clients of all engines share: an httpx client, and httpx's failures in our words.
+
+async with open_client("http://127.0.0.1:8080", token=None) as client:
+    with translated_faults("a10-1/lighttts"):
+        answer = await client.get("/query_tts_model")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from pydantic import SecretStr
+
+from callsheet.errors import BadInput, HostFault, Transient
+from callsheet.timing import scaled
+
+#: A host that does not accept a connection within this is not there; it says nothing about slow work.
+CONNECT_SECONDS = 10.0
+#: How long a server may take for a question that costs it nothing (models listed, queue, history).
+ANSWER_SECONDS = 30.0
+
+
+class Unreachable(Transient):
+    """Nobody listens, or the name is unknown. Worth a retry; when that fails too, the host is at fault."""
+
+
+def open_client(url: str, token: SecretStr | None = None) -> httpx.AsyncClient:
+    """A client for the server at ``url``; the token goes into a header, never into an address."""
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+    timeout = httpx.Timeout(scaled(ANSWER_SECONDS), connect=scaled(CONNECT_SECONDS))
+    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
+
+
+def waiting(seconds: float) -> httpx.Timeout:
+    """Time-outs of a request that works for long: ``seconds`` between two bytes, short to connect."""
+    return httpx.Timeout(scaled(seconds), connect=scaled(CONNECT_SECONDS))
+
+
+@contextmanager
+def translated_faults(engine: str) -> Iterator[None]:
+    """Turns httpx's errors into Transient, Unreachable and BadInput, naming the engine and not the token."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise Unreachable(f"{engine}: no connection ({error or type(error).__name__})") from error
+    except httpx.TimeoutException as error:
+        raise Transient(f"{engine}: no answer in time ({type(error).__name__})") from error
+    except httpx.TransportError as error:
+        raise Transient(f"{engine}: the connection broke ({error or type(error).__name__})") from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise BadInput(f"{engine}: {error}") from error
+
+
+async def refuse(engine: str, answer: httpx.Response) -> None:
+    """Raises what a status other than 2xx means; the body's first 300 characters say why."""
+    if answer.is_success:
+        return
+    body = " ".join((await answer.aread()).decode(errors="replace").split())[:300]
+    message = f"{engine}: answered {answer.status_code}" + (f": {body}" if body else "")
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise HostFault(f"{message} (is its token set?)")
+    if answer.is_server_error or answer.status_code in (
+        httpx.codes.REQUEST_TIMEOUT,
+        httpx.codes.TOO_MANY_REQUESTS,
+    ):
+        raise Transient(message)
+    raise BadInput(message)

@@ -1,0 +1,183 @@
+"""Where takes and batches live: a folder or an R2 bucket behind one interface.
+
+    store = open_store("out")                       # a folder
+    store = open_store("r2://media/callsheet")      # a bucket; account and keys from the environment
+    store.put("takes/speech/9f.0.wav", Path("a.wav"))
+    store.size("takes/speech/9f.0.wav")             # 211244, or None where there is no such file
+
+Whatever stands under a path is whole: files are written under a temporary name and then renamed, so
+a full disk or a killed process leaves no half of a file where a take is looked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from callsheet.errors import BadInput, StoreFault
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the store: its path there and its size in bytes."""
+
+    path: str
+    bytes: int
+
+
+class Store(Protocol):
+    """What takes and batches need of a store. Paths are relative, with ``/``.
+
+    Every method raises StoreFault where the store cannot do it, and FileNotFoundError where a
+    file that is read is not there. All are synchronous and may be called from several threads.
+    """
+
+    def put(self, path: str, content: Path | bytes) -> None:
+        """Writes a file or bytes, whole or not at all; replaces what stood there."""
+
+    def get(self, path: str) -> bytes:
+        """The bytes of a file."""
+
+    def fetch(self, path: str, folder: Path) -> Path:
+        """A local file with the content of ``path``: the stored one itself, or a copy in ``folder``."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Copies a file within the store, whole or not at all."""
+
+    def size(self, path: str) -> int | None:
+        """The size in bytes, None where there is no such file."""
+
+    def list(self, prefix: str) -> Iterator[StoredFile]:
+        """The files whose path begins with ``prefix``, in no particular order."""
+
+    def delete(self, path: str) -> None:
+        """Removes a file; it is no error when there is none."""
+
+    def url(self, path: str) -> str:
+        """An address under which a person can open the file."""
+
+
+class LocalFolder:
+    """A folder of this machine as a store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._incoming = self.root / ".incoming"
+
+    def put(self, path: str, content: Path | bytes) -> None:
+        def write(temporary: Path) -> None:
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                shutil.copyfile(content, temporary)
+
+        self._write(path, write)
+
+    def get(self, path: str) -> bytes:
+        with self._faults(path):
+            return self._local(path).read_bytes()
+
+    def fetch(self, path: str, folder: Path) -> Path:
+        local = self._local(path)
+        if not local.is_file():
+            raise FileNotFoundError(path)
+        return local
+
+    def copy(self, source: str, target: str) -> None:
+        self._write(target, lambda temporary: _copy(self._local(source), temporary))
+
+    def size(self, path: str) -> int | None:
+        try:
+            return self._local(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str) -> Iterator[StoredFile]:
+        folder = self._local(prefix.rpartition("/")[0])
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            name = path.relative_to(self.root).as_posix()
+            if name.startswith(prefix) and not name.startswith(".incoming/") and path.is_file():
+                yield StoredFile(name, path.stat().st_size)
+
+    def delete(self, path: str) -> None:
+        with self._faults(path):
+            self._local(path).unlink(missing_ok=True)
+
+    def url(self, path: str) -> str:
+        return self._local(path).as_uri()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def _local(self, path: str) -> Path:
+        return self.root / check_path(path)
+
+    def _write(self, path: str, write: _Write) -> None:
+        """Writes under a name that nobody looks for, forces it to the disk, then renames."""
+        target = self._local(path)
+        temporary = self._incoming / uuid.uuid4().hex
+        with self._faults(path):
+            try:
+                self._incoming.mkdir(parents=True, exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write(temporary)
+                _to_disk(temporary)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _faults(self, path: str) -> Iterator[None]:
+        """Turns what the disk says into a StoreFault that names file and remedy."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                reason += "; free some space and run again, what is done is kept"
+            raise StoreFault(f"store {self.root}: {path} could not be written or read: {reason}") from error
+
+
+class _Write(Protocol):
+    def __call__(self, temporary: Path, /) -> None: ...
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def check_path(path: str) -> str:
+    """``path`` itself, where it stays inside the store. Raises ValueError where it does not."""
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} is no path inside a store")
+    return path
+
+
+def open_store(setting: str) -> Store:
+    """The store that a setting names: a folder, or ``r2://BUCKET/PREFIX`` with keys from the environment.
+
+    Raises:
+        BadInput: the setting, or what the environment lacks.
+    """
+    if setting.startswith("r2://"):
+        from callsheet.r2 import R2Settings, R2Store  # noqa: PLC0415  boto3 takes half a second to import
+
+        return R2Store(R2Settings.from_environment(setting))
+    if "://" in setting or setting.startswith("block:"):
+        raise BadInput(f'store "{setting}": expected a folder or r2://BUCKET/PREFIX')
+    return LocalFolder(Path(setting))

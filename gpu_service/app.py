@@ -1,0 +1,39 @@
+"""The draft host's application: speech and ComfyUI on one address, as `produce` expects of a host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from callsheet.workflow import Workflow
+from gpu_service.comfyui import ComfyUI
+from gpu_service.routes import add_websocket, comfyui_routes
+from gpu_service.speech import router as speech_routes
+
+SIGNATURES = Path(__file__).with_name("object_info.json")
+
+
+def draft_app(folder: Path, workflows: dict[str, Workflow]) -> FastAPI:
+    """The draft host, keeping its files in ``folder`` and having every model that ``workflows`` declare."""
+    comfy = ComfyUI(folder, json.loads(SIGNATURES.read_text("utf-8")), workflows)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(comfy.work())
+        yield
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
+
+    app = FastAPI(title="Callsheet draft host", lifespan=lifespan)
+    app.include_router(speech_routes)
+    routes = comfyui_routes(comfy)
+    app.include_router(routes)
+    app.include_router(routes, prefix="/api")
+    add_websocket(app, comfy)
+    return app
