@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -162,10 +163,7 @@ class Fleet(BaseModel):
             raise ValueError(f"the host name {twice[0]} stands twice; each needs its own")
         for host in self.hosts:
             for engine in host.engines:
-                if not engine.url.startswith(("http://", "https://")):
-                    raise ValueError(
-                        f'host {host.name}, engine {engine.name}: url is "{engine.url}"; expected http://… or https://…'
-                    )
+                _check_url(host.name, engine)
         return self
 
     def lanes(self) -> Iterator[Lane]:
@@ -195,6 +193,19 @@ class Fleet(BaseModel):
             for host in self.hosts
         )
         return self.model_copy(update={"hosts": hosts})
+
+
+def _check_url(host: str, engine: Engine) -> None:
+    """Raises ValueError for an address that is none, or that holds a secret, which would end in logs and manifests."""
+    parts = urlsplit(engine.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f'host {host}, engine {engine.name}: url is "{engine.url}"; expected http://… or https://…'
+        )
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            f"host {host}, engine {engine.name}: the url holds a name, a password or a query; expected the token in token_env"
+        )
 
 
 #: The host that `gpu_service --draft` is. About 40 times as fast as a real card, because it draws.

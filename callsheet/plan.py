@@ -110,6 +110,16 @@ class PictureInputs:
         """Width and height in pixels that the workflow makes."""
         return _pixels(self.workflow, self.values, "WIDTH"), _pixels(self.workflow, self.values, "HEIGHT")
 
+    @property
+    def fps(self) -> float:
+        """Frames per second of the file: what the variable FPS says, or the model's own; 0 for a still."""
+        return float(self.values.get("FPS", self.workflow.fps))
+
+    @property
+    def seconds(self) -> float:
+        """How long the picture lasts, before it is grown to cover a narration; 0 for a still."""
+        return self.workflow.frames(self.values) / self.fps if self.fps else 0.0
+
 
 @dataclass(frozen=True)
 class ClipInputs:
@@ -316,7 +326,7 @@ class Plan:
             self._users[key].discard(shot_plan.shot.shot_id)
         shot_plan.pictures = []
         shot_plan.pictures.append(self._add(self._picture_step(shot_plan, workflow), shot_plan.shot))
-        covered = self._picture_seconds(shot_plan.pictures[0])
+        covered = _picture(self.steps[shot_plan.pictures[0]]).seconds
         while seconds is not None and workflow.kind == "video" and covered < seconds - 1e-6:
             workflow = self.workflows.get(workflow.continues_with)
             if workflow is None:
@@ -324,12 +334,7 @@ class Plan:
             step = self._picture_step(shot_plan, workflow, follows=shot_plan.pictures[-1])
             shot_plan.pictures.append(self._add(step, shot_plan.shot))
             # The first frame of what follows is the last frame of what went before, and is cut off.
-            covered += self._picture_seconds(step.key) - 1 / workflow.fps
-
-    def _picture_seconds(self, key: str) -> float:
-        inputs = self.steps[key].inputs
-        assert isinstance(inputs, PictureInputs)
-        return inputs.workflow.frames(inputs.values) / inputs.workflow.fps if inputs.workflow.fps else 0.0
+            covered += _picture(step).seconds - 1 / _picture(step).fps
 
     def _picture_step(self, shot_plan: ShotPlan, workflow: Workflow, follows: str = "") -> Step:
         shot = shot_plan.shot
@@ -431,6 +436,11 @@ def _clip_seconds(shot: Shot, narration: float) -> float | None:
     if not shot.text:
         return shot.seconds
     return max(narration + shot.pause_after, shot.seconds or 0.0)
+
+
+def _picture(step: Step) -> PictureInputs:
+    assert isinstance(step.inputs, PictureInputs)
+    return step.inputs
 
 
 def _local_step(

@@ -131,6 +131,7 @@ class StepQueue:
         failure = Failure(step.name, name_of(error), reason_of(error))
         if policy.stops_batch:
             self.stop(failure)
+            self._give_up(step.key, failure)
             return
         entry = self._entries.get(step.key)
         if entry is None:

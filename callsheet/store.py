@@ -12,11 +12,12 @@ a full disk or a killed process leaves no half of a file where a take is looked 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -62,6 +63,12 @@ class Store(Protocol):
 
     def url(self, path: str) -> str:
         """An address under which a person can open the file."""
+
+    def only_run(self, batch: str) -> AbstractContextManager[None]:
+        """Held by the one run that works on ``batch``. Raises BadInput where another one holds it.
+
+        A bucket cannot tell yet: two runs of one batch at once may then both make the same take.
+        """
 
 
 class LocalFolder:
@@ -112,6 +119,22 @@ class LocalFolder:
 
     def url(self, path: str) -> str:
         return self._local(path).as_uri()
+
+    @contextmanager
+    def only_run(self, batch: str) -> Iterator[None]:
+        """Held as a lock on a file, which the system gives back however the process ends."""
+        folder = self._local(f"batches/{batch}")
+        with self._faults(folder.name):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(
+                    f"batch {batch}: found another run at work on it in {self.root}; wait for it, or name another with --batch"
+                ) from None
+            yield
 
     def __str__(self) -> str:
         return str(self.root)

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import socket
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
-import uvicorn
-
+from callsheet.serving import listen, serve
 from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
 from gpu_service.app import draft_app
 
@@ -38,31 +33,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="callsheet-draft-") as folder:
-        asyncio.run(serve(options, Path(folder)))
-
-
-async def serve(options: argparse.Namespace, folder: Path) -> None:
-    """Serves until told to stop, by a signal or by the end of standard input."""
-    app = draft_app(folder, read_workflows(options.workflows))
-    listener = socket.create_server(("127.0.0.1", options.port))
-    server = _AnnouncedServer(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    if options.with_parent:
-        threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
-    await server.serve(sockets=[listener])
-
-
-class _AnnouncedServer(uvicorn.Server):
-    """Prints its address once it accepts connections."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if sockets and self.started:
-            print(json.dumps({"url": f"http://127.0.0.1:{sockets[0].getsockname()[1]}"}), flush=True)
-
-
-def _stop_with_parent(server: uvicorn.Server) -> None:
-    sys.stdin.read()
-    server.should_exit = True
+        app = draft_app(Path(folder), read_workflows(options.workflows))
+        asyncio.run(serve(app, listen(options.port), with_parent=options.with_parent))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import heapq
 import itertools
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import PIL.Image
 from fastapi import Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 
@@ -258,15 +259,16 @@ class ComfyUI:
             still(scene).save(target, format="PNG", compress_level=4)
             return
         image = self.folder / "input" / scene.image if scene.image else None
-        sound = read_any_sound(self.folder / "input" / scene.audio) if scene.audio else None
+        audio = self.folder / "input" / scene.audio if scene.audio else None
+        sound = read_any_sound(audio) if audio else None
 
-        def counted() -> Any:
+        def counted() -> Iterator[PIL.Image.Image]:
             for number, frame in enumerate(clip_frames(scene, image, sound)):
                 if number % 8 == 0:
                     progress(number)
                 yield frame
 
-        write_video(counted(), scene.fps or 16.0, target, sound)
+        write_video(counted(), (scene.width, scene.height), scene.fps or 16.0, target, audio)
 
     def _next_file(self, place: str, prefix: str, suffix: str) -> Path:
         """``prefix_00001_.mp4``, the number one above the highest of the folder."""

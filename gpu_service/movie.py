@@ -1,14 +1,14 @@
 """Moving drafts: the frames of a clip, from a prompt, from a first image, or of a head that speaks.
 
 frames = clip_frames(scene, image=None, sound=None)
-write_video(frames, scene.fps, Path("out.mp4"), sound=None)
+write_video(frames, (832, 480), scene.fps, Path("out.mp4"), audio=None)
 """
 
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +17,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
-from callsheet.media.audio import Sound, fit_length, resample
+from callsheet.media.audio import Sound, resample
+from callsheet.media.ffmpeg import ffmpeg_path
 from gpu_service.draw import HEAD_SIZE, HEAD_Y, Colour, Head, Storyboard, draw_head
 from gpu_service.graph import Scene
 
@@ -42,27 +43,54 @@ def clip_frames(scene: Scene, image: Path | None, sound: Sound | None) -> Iterat
             yield board.frame(number / max(1, scene.frames - 1))
 
 
-def write_video(frames: Iterable[PIL.Image.Image], fps: float, target: Path, sound: Sound | None) -> None:
-    """H.264 in MP4, with AAC where there is sound."""
-    rate = Fraction(fps).limit_denominator(1001)
-    count = 0
-    with av.open(str(target), "w", options={"movflags": "+faststart"}) as container:
-        video = container.add_stream(
-            "libx264", rate=rate, options={"preset": "veryfast", "crf": "20", "threads": "2"}
-        )
-        video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=sound.rate, layout="mono") if sound is not None else None
-        for count, picture in enumerate(frames, start=1):
-            if count == 1:
-                video.width, video.height = picture.size
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
-        container.mux(video.encode(None))
-        if sound is not None and audio is not None:
-            samples = fit_length(sound.samples, round(count / fps * sound.rate))
-            frame = av.AudioFrame.from_ndarray(samples[np.newaxis, :], format="fltp", layout="mono")
-            frame.sample_rate = sound.rate
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
+def write_video(
+    frames: Iterable[PIL.Image.Image], size: tuple[int, int], fps: float, target: Path, audio: Path | None
+) -> None:
+    """H.264 in MP4, with the sound of ``audio`` cut to its length. The same frames give the same bytes.
+
+    By ffmpeg's own program, because PyAV's encoder gave other bytes from run to run.
+    """
+    command = [
+        ffmpeg_path(),
+        "-hide_banner",
+        "-loglevel",
+        "error",
+        "-y",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+    ]
+    command += ["-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "pipe:0"]
+    command += ["-i", str(audio), "-af", "apad", "-shortest", "-c:a", "aac"] if audio else []
+    command += [
+        "-c:v",
+        "libx264",
+        "-preset",
+        "veryfast",
+        "-crf",
+        "20",
+        "-threads",
+        "2",
+        "-pix_fmt",
+        "yuv420p",
+    ]
+    command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-movflags", "+faststart", str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        try:
+            for frame in frames:
+                process.stdin.write(frame.tobytes())
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # ffmpeg ended early and says why
+        except BaseException:
+            process.kill()
+            raise
+        reason = process.stderr.read().decode(errors="replace")
+    if process.returncode:
+        raise RuntimeError(f"ffmpeg ended with {process.returncode}: {reason.strip()[-300:]}")
 
 
 def _moving_into(scene: Scene, image: Path) -> Iterator[PIL.Image.Image]:

@@ -110,6 +110,13 @@ def resample(sound: Sound, rate: int = OUTPUT_RATE) -> Sound:
     return Sound(fit_length(samples, wanted), rate)
 
 
+def audio_seconds(path: Path) -> float:
+    """The length of the first audio stream of any media file, in seconds; 0 where it does not say."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        return float((stream.duration or 0) * (stream.time_base or 0))
+
+
 def fit_length(samples: Samples, length: int) -> Samples:
     """``samples`` cut or filled with silence to exactly ``length``."""
     if len(samples) >= length:

@@ -5,6 +5,7 @@ checks = check_video(Path("take.mp4"), width=832, height=480, frames=81, fps=16)
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,20 @@ def last_frame(path: Path, target: Path) -> None:
     if last is None:
         raise ValueError(f"{path.name} has no frame")
     PIL.Image.fromarray(last.to_ndarray(format="rgb24")).save(target, format="PNG")
+
+
+def poster(path: Path) -> bytes:
+    """A picture from the middle of a clip, as JPEG of at most 960 pixels."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        if stream.duration:
+            container.seek(stream.duration // 2, stream=stream)
+        frame = next(container.decode(stream))
+        picture = PIL.Image.fromarray(frame.to_ndarray(format="rgb24"))
+    picture.thumbnail((960, 960))
+    target = io.BytesIO()
+    picture.save(target, format="JPEG", quality=82)
+    return target.getvalue()
 
 
 def _stream_seconds(stream: av.AudioStream) -> float:

@@ -1,0 +1,1 @@
+"""The report of a batch: one static page with players, captions, checks and totals."""

@@ -1,0 +1,358 @@
+"""The command line.
+
+    callsheet plan data/demo.csv                   what is to be done, how long it takes, what it costs
+    callsheet run data/demo.csv --store out        do it
+    callsheet report demo --store out              what it came to, and where its report is
+
+Exit codes: 0 all done, 1 some shots failed, 2 bad input or settings, 3 budget reached, 130 interrupted.
+With ``--json`` the last line on standard output is one JSON object; everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from callsheet.errors import BadInput, Budget, CallsheetError
+from callsheet.fleet import read_fleet
+from callsheet.parameters import ProduceParameters
+
+if TYPE_CHECKING:
+    from callsheet.batch import Batch
+    from callsheet.manifest import Manifest, Summary
+    from callsheet.plan import Estimate, Plan
+
+DONE, SHOTS_FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Turns a CSV of scripts into finished media.",
+)
+console = Console(stderr=True, highlight=False)
+
+Script = Annotated[Path, typer.Argument(help="The CSV with the shots.")]
+Fleet = Annotated[str, typer.Option(help="draft, the path of a fleet file, or block:gpu-fleet/NAME.")]
+Store = Annotated[str, typer.Option(help="A folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.")]
+BatchName = Annotated[str, typer.Option(help="Name of the batch; the script's file name when not given.")]
+Voices = Annotated[
+    Path | None, typer.Option(help="Path of voices.csv; the one beside the script when not given.")
+]
+MediaRoots = Annotated[
+    list[Path] | None, typer.Option("--media-root", help="Another folder that paths in the CSVs may lead to.")
+]
+Workflows = Annotated[Path | None, typer.Option(help="Folder of the workflows.")]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Refuse engines and voices that forbid commercial use.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command()
+def plan(
+    script: Script,
+    fleet: Fleet = "draft",
+    store: Store = "out",
+    batch: BatchName = "",
+    voices: Voices = None,
+    media_root: MediaRoots = None,
+    workflows: Workflows = None,
+    commercial: Commercial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a script needs: steps, what is done already, seconds and $."""
+    from callsheet.resume import find_takes  # noqa: PLC0415
+    from callsheet.store import open_store  # noqa: PLC0415
+
+    parameters = _parameters(script, fleet, store, batch, voices, media_root, workflows, commercial)
+    planned = parameters.plan(read_fleet(fleet))
+    done = set(find_takes(planned, open_store(store), parameters.batch_name))
+    estimates = planned.estimates(done)
+    if as_json:
+        print(json.dumps(_plan_json(parameters, planned, estimates)))
+    else:
+        _print_plan(planned, estimates)
+
+
+@app.command()
+def run(
+    script: Script,
+    fleet: Fleet = "draft",
+    store: Store = "out",
+    batch: BatchName = "",
+    voices: Voices = None,
+    media_root: MediaRoots = None,
+    workflows: Workflows = None,
+    commercial: Commercial = False,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="The most that this run may spend, in $.")
+    ] = None,
+    retakes: Annotated[
+        int, typer.Option(min=0, max=10, help="How often a take that fails its checks is made again.")
+    ] = 2,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Prefect's log.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Produce a batch: make what is missing, check it, assemble it, publish it."""
+    parameters = _parameters(
+        script,
+        fleet,
+        store,
+        batch,
+        voices,
+        media_root,
+        workflows,
+        commercial,
+        max_cost=max_cost,
+        retakes=retakes,
+    )
+    if not fleet.startswith("block:"):
+        parameters.plan(read_fleet(fleet))  # every mistake is told before anything is started
+    if not verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    summary = asyncio.run(_run(parameters))
+    _print_summary(summary)
+    if as_json:
+        print(summary.model_dump_json())
+    if any(shot.error == Budget.__name__ for shot in summary.failed):
+        raise typer.Exit(BUDGET)
+    raise typer.Exit(SHOTS_FAILED if summary.failed else DONE)
+
+
+@app.command()
+def report(
+    batch: Annotated[str, typer.Argument(help="Name of the batch: its script's file name without ending.")],
+    store: Store = "out",
+    as_json: AsJson = False,
+) -> None:
+    """Show what a batch came to, and where its report is; the page is made anew from the data of the latest run."""
+    from callsheet.manifest import Manifest, batch_path, file_name  # noqa: PLC0415
+    from callsheet.report.page import report_page  # noqa: PLC0415
+    from callsheet.store import open_store  # noqa: PLC0415
+
+    opened, name = open_store(store), file_name(batch)
+    try:
+        manifest = Manifest.model_validate_json(opened.get(batch_path(name, "manifest.json")))
+    except FileNotFoundError:
+        raise BadInput(
+            f"batch {name}: found no manifest in {opened}; expected a batch that was run there"
+        ) from None
+    opened.put(batch_path(name, "report.html"), report_page(name))
+    address = opened.url(batch_path(name, "report.html"))
+    if as_json:
+        print(json.dumps({"batch": name, "report": address, **manifest.totals.model_dump()}))
+    else:
+        _print_manifest(manifest)
+        Console(highlight=False).print(f"Report: {address}", soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """The command ``callsheet``: runs the app and turns errors into messages and exit codes."""
+    try:
+        code = app(standalone_mode=False)
+    except Budget as error:
+        _fail(error, BUDGET)
+    except BadInput as error:
+        _fail(error, BAD_INPUT)
+    except CallsheetError as error:
+        _fail(error, SHOTS_FAILED)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("Interrupted. What is done is kept; run the same command again to go on.")
+        sys.exit(INTERRUPTED)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show() if hasattr(error, "show") else None
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _parameters(
+    script: Path,
+    fleet: str,
+    store: str,
+    batch: str,
+    voices: Path | None,
+    media_roots: list[Path] | None,
+    workflows: Path | None,
+    commercial: bool,
+    **others: Any,
+) -> ProduceParameters:
+    given = {
+        "script": script, "fleet": fleet, "store": store, "batch": batch, "voices": voices,
+        "media_roots": media_roots or [], "commercial": commercial, **others,
+    }  # fmt: skip
+    if workflows is not None:
+        given["workflows"] = workflows
+    try:
+        return ProduceParameters(**given)
+    except ValidationError as error:
+        raise BadInput(
+            "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors())
+        ) from None
+
+
+async def _run(parameters: ProduceParameters) -> Summary:
+    """The flow, with a Prefect server where none is configured, and a progress bar."""
+    from flows.produce import produce  # noqa: PLC0415  the one place where the core reaches for the flows
+    from flows.server import prefect_server  # noqa: PLC0415
+    from tasks.production import watcher  # noqa: PLC0415
+
+    console.print(f"Producing {parameters.batch_name} into {parameters.store} …")
+    async with prefect_server() as ui:
+        console.print(f"Prefect UI: {ui}")
+        with _Bar() as bar:
+            watcher.set(bar)
+            state: Any = await produce(parameters, return_state=True)
+    outcome = await state.aresult(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return cast("Summary", outcome)
+
+
+class _Bar:
+    """A progress bar, and one line for each shot that fails."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[cost]}"),
+        )
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task: TaskID | None = None
+        self._told: set[str] = set()
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def changed(self, batch: Batch) -> None:
+        total = len(batch.plan.steps)
+        if self._task is None:
+            self._task = self._progress.add_task("Steps", total=total, cost="")
+        failed = batch.queue.failures
+        done = sum(1 for key in batch.plan.steps if key in batch.takes or key in failed)
+        self._progress.update(
+            self._task, total=total, completed=done, cost=f"${batch.spent:.4f}" if batch.spent else ""
+        )
+        if failed:
+            for shot_id, failure in batch.failures.items():
+                if shot_id not in self._told:
+                    self._told.add(shot_id)
+                    console.print(
+                        f"Failed: {shot_id}: {failure.step}: {failure.reason} ({failure.error})",
+                        style="red",
+                        markup=False,
+                    )
+
+
+def _plan_json(parameters: ProduceParameters, planned: Plan, estimates: list[Estimate]) -> dict[str, Any]:
+    return {
+        "batch": parameters.batch_name,
+        "shots": len(planned.shots),
+        "programmes": len(planned.programmes),
+        "steps": len(planned.steps),
+        "done": sum(estimate.done for estimate in estimates),
+        "engines": [asdict(estimate) for estimate in estimates],
+        "seconds": sum(estimate.seconds for estimate in estimates),
+        "cost": sum(estimate.cost for estimate in estimates),
+        "notes": list(planned.script.notes),
+    }
+
+
+def _print_plan(planned: Plan, estimates: list[Estimate]) -> None:
+    table = Table(
+        "Engine",
+        "Steps",
+        "Done",
+        "To do",
+        "Seconds of a lane",
+        "$",
+        title=f"{planned.script.name}: {len(planned.shots)} shots, {len(planned.programmes)} programmes",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in estimates:
+        table.add_row(
+            row.engine,
+            str(row.steps),
+            str(row.done),
+            str(row.steps - row.done),
+            f"{row.seconds:.0f}",
+            f"{row.cost:.2f}",
+        )
+    out = Console(highlight=False)
+    out.print(table)
+    for note in planned.script.notes:
+        out.print(f"Note: {note}", markup=False)
+
+
+def _print_manifest(manifest: Manifest) -> None:
+    table = Table(
+        "Shot",
+        "Title",
+        "State",
+        "Seconds",
+        "$",
+        "Reason",
+        title=f"{manifest.batch}, finished {manifest.finished}",
+    )
+    for shot in manifest.shots:
+        state = "needs review" if shot.needs_review and shot.state == "done" else shot.state
+        reason = f"{shot.failed.step}: {shot.failed.reason}" if shot.failed else ""
+        table.add_row(
+            *(
+                escape(cell)
+                for cell in (
+                    shot.shot_id,
+                    shot.title,
+                    state,
+                    f"{shot.seconds:.1f}",
+                    f"{shot.cost:.4f}",
+                    reason,
+                )
+            )
+        )
+    Console(highlight=False).print(table)
+
+
+def _print_summary(summary: Summary) -> None:
+    made = (
+        f"{summary.takes_made} takes made, {summary.takes_reused} reused"
+        if summary.takes_made
+        else "no new take: everything was there already"
+    )
+    console.print(
+        f"{summary.done} of {summary.shots} shots done in {summary.seconds:.0f} s; {made}; ${summary.cost:.4f} spent."
+    )
+    if summary.needs_review:
+        console.print(f"{summary.needs_review} to review: they stand first in the report.", style="yellow")
+    for shot in summary.failed:
+        console.print(f"Not done: {shot.shot_id}: {shot.step}: {shot.reason}", style="red", markup=False)
+    console.print(f"Report: {summary.report}", soft_wrap=True, markup=False)
+
+
+def _fail(error: CallsheetError, code: int) -> None:
+    console.print(f"{error}", style="red", markup=False, soft_wrap=True)
+    sys.exit(code)

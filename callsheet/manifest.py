@@ -1,0 +1,181 @@
+"""What a batch came to: the manifest, the names of its deliverables, and the summary of a run.
+
+    names = deliverable_names(plan)
+    names["lh-01"]                   # 'The Lighthouse/lh-01'
+
+The manifest's fields and the paths of deliverables are an interface: other people's tools read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from callsheet.plan import Plan
+from callsheet.schedule import Failure
+from callsheet.takes import Check
+
+#: Names in a batch's folder that no title may take.
+_RESERVED = ("manifest.json", "plan.json", "report.html", "report-data.js", "untitled")
+#: Bytes that a file's name may have on common disks, with room for a suffix.
+_LONGEST_NAME = 120
+UNTITLED = "untitled"
+
+
+class ShotFailure(BaseModel):
+    """Why a shot is not done."""
+
+    step: str
+    error: str
+    reason: str
+
+    @classmethod
+    def of(cls, failure: Failure) -> ShotFailure:
+        return cls(step=failure.step, error=failure.error, reason=failure.reason)
+
+
+class ManifestShot(BaseModel):
+    """One shot of the manifest. Paths are relative to the store."""
+
+    shot_id: str
+    title: str
+    state: Literal["done", "failed"]
+    takes: dict[str, str | list[str]] = Field(
+        description="step to take key; a list where several clips cover a narration"
+    )
+    clip: str | None = None
+    captions: dict[str, str] = Field(default_factory=dict)
+    poster: str | None = None
+    seconds: float = 0.0
+    cost: float = 0.0
+    needs_review: bool = False
+    failed: ShotFailure | None = None
+
+
+class ManifestProgramme(BaseModel):
+    """One programme of the manifest."""
+
+    title: str
+    state: Literal["done", "failed"]
+    take: str
+    file: str | None = None
+    captions: dict[str, str] = Field(default_factory=dict)
+    seconds: float = 0.0
+    loudness_lufs: float | None = None
+    true_peak_dbtp: float | None = None
+    checks: list[Check] = Field(default_factory=list)
+    needs_review: bool = False
+    failed: ShotFailure | None = None
+
+
+class ManifestLane(BaseModel):
+    """What one lane did in the run that wrote the manifest."""
+
+    lane: str
+    host: str
+    engine: str
+    steps: int
+    seconds: float
+
+
+class Totals(BaseModel):
+    """Sums over the batch; ``cost`` in $ is of all takes, ``spent`` of this run."""
+
+    shots: int
+    done: int
+    failed: int
+    needs_review: int
+    takes: int
+    takes_made: int
+    takes_reused: int
+    media_seconds: float
+    cost: float
+    spent: float
+
+
+class Manifest(BaseModel):
+    """What a batch came to, as of its latest run."""
+
+    batch: str
+    script: dict[str, str]
+    fleet: dict[str, Any]
+    started: str
+    finished: str
+    totals: Totals
+    shots: list[ManifestShot]
+    programmes: list[ManifestProgramme]
+    lanes: list[ManifestLane]
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def files(self) -> set[str]:
+        """All deliverables, as paths in the store."""
+        paths: set[str | None] = set()
+        for shot in self.shots:
+            paths |= {shot.clip, shot.poster, *shot.captions.values()}
+        for programme in self.programmes:
+            paths |= {programme.file, *programme.captions.values()}
+        return {path for path in paths if path}
+
+
+class FailedShot(ShotFailure):
+    """A shot that is not done, in a summary."""
+
+    shot_id: str
+
+
+class Summary(BaseModel):
+    """What ``run --json`` prints."""
+
+    batch: str
+    shots: int
+    done: int
+    failed: list[FailedShot]
+    needs_review: int
+    takes_made: int
+    takes_reused: int
+    seconds: float
+    cost: float
+    report: str
+    manifest: str
+
+
+def batch_path(batch: str, name: str) -> str:
+    return f"batches/{batch}/{name}"
+
+
+def deliverable_names(plan: Plan) -> dict[str, str]:
+    """Each shot's deliverable and each title's (by ``programme:TITLE``), within the batch's folder, without ending."""
+    titles = _unique([shot.shot.title for shot in plan.shots.values() if shot.shot.title])
+    names = {
+        shot_id: f"{titles.get(shot.shot.title, UNTITLED)}/{shot_id}" for shot_id, shot in plan.shots.items()
+    }
+    return names | {f"programme:{title}": name for title, name in titles.items()}
+
+
+def _unique(titles: Iterable[str]) -> dict[str, str]:
+    """A folder name for each title: readable, fit for every disk, and no two the same where case is ignored."""
+    names: dict[str, str] = {}
+    taken = {name.casefold() for name in _RESERVED}
+    for title in dict.fromkeys(titles):
+        name = file_name(title)
+        if name.casefold() in taken:
+            name = f"{name} {hashlib.sha256(title.encode()).hexdigest()[:6]}"
+        taken.add(name.casefold())
+        names[title] = name
+    return names
+
+
+def file_name(title: str) -> str:
+    """``title`` without what disks and addresses refuse: separators, control characters, dots at its ends."""
+    text = unicodedata.normalize("NFC", title)
+    text = "".join(" " if c in '/\\:*?"<>|%#' or unicodedata.category(c).startswith("C") else c for c in text)
+    text = re.sub(r"\s+", " ", text).strip(" .")
+    while len(text.encode()) > _LONGEST_NAME:
+        text = text[:-1].rstrip(" .")
+    return text or UNTITLED

@@ -1,0 +1,72 @@
+"""What a person asks for when a batch is produced or planned: one model for the form, the command line and schedules.
+
+parameters = ProduceParameters(script="data/demo.csv")
+plan = parameters.plan(read_fleet(parameters.fleet))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from callsheet.fleet import Fleet
+from callsheet.manifest import file_name
+from callsheet.plan import Plan, make_plan
+from callsheet.script import ScriptSettings, read_script
+from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
+
+
+class ProduceParameters(BaseModel):
+    """Settings of the flow `produce`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    script: Path = Field(description="Path of the CSV with the shots.", examples=["data/demo.csv"])
+    store: str = Field(
+        default="out",
+        description="Where takes and batches are kept: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
+    )
+    fleet: str = Field(
+        default="draft", description="The hosts: draft, the path of a fleet file, or block:gpu-fleet/NAME."
+    )
+    max_cost: float | None = Field(
+        default=None, ge=0, description="The most that this run may spend, in $; empty for no limit."
+    )
+    retakes: int = Field(
+        default=2, ge=0, le=10, description="How often a take that fails its checks is made again."
+    )
+    commercial: bool = Field(
+        default=False,
+        description="Whether the result is for commercial use; engines and voices that forbid it are refused.",
+    )
+    batch: str = Field(default="", description="Name of the batch; the script's file name where empty.")
+    voices: Path | None = Field(
+        default=None, description="Path of voices.csv; the one beside the script where empty."
+    )
+    media_roots: list[Path] = Field(
+        default_factory=list,
+        description="Folders, besides the script's own, that paths in the CSVs may lead to.",
+    )
+    workflows: Path = Field(default=SHIPPED_WORKFLOWS, description="Folder of the ComfyUI workflows.")
+
+    @property
+    def batch_name(self) -> str:
+        """The batch's name, fit to be a folder's."""
+        return file_name(self.batch or self.script.stem)
+
+    def plan(self, fleet: Fleet) -> Plan:
+        """Reads the script with all that it names and plans it.
+
+        Raises:
+            BadInput: with every mistake of the script (`Mistakes`), or what is wrong with the workflows.
+        """
+        workflows = read_workflows(self.workflows)
+        settings = ScriptSettings(
+            workflows=workflows,
+            fleet=fleet,
+            voices=self.voices,
+            media_roots=self.media_roots,
+            commercial=self.commercial,
+        )
+        return make_plan(read_script(self.script, settings), fleet, workflows)

@@ -1,0 +1,71 @@
+"""The parent's side of a server that is started for a run (`callsheet.serving` is the child's).
+
+    async with served_by("gpu_service", "--draft", "--with-parent") as url:
+        ...                                     # http://127.0.0.1:43211; gone when the block ends
+
+The child is in a session of its own, so a Ctrl-C in the terminal reaches the run alone, which then
+stops its servers in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from callsheet.errors import HostFault
+from callsheet.timing import scaled
+
+#: A first start makes a database; that took 5 to 13 s on two cores (facts: prefect.md).
+START_SECONDS = 120.0
+STOP_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def served_by(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[str]:
+    """Runs ``python -m module`` and gives its address once it listens.
+
+    Raises:
+        HostFault: it ended or did not listen in time; the message has the last lines it wrote.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            try:
+                line = await asyncio.wait_for(process.stdout.readline(), scaled(START_SECONDS))
+                yield_url = str(json.loads(line)["url"])
+            except (TimeoutError, ValueError, KeyError):
+                errors.seek(0)
+                last = errors.read().decode(errors="replace").strip().splitlines()[-5:]
+                raise HostFault(f"{module} did not start: {' | '.join(last) or 'it said nothing'}") from None
+            yield yield_url
+        finally:
+            await _stop(process)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """Closes its standard input, which ends it; kills it where that does not."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except (TimeoutError, asyncio.CancelledError):
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

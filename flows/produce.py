@@ -1,0 +1,140 @@
+"""The main flow: a CSV of shots becomes checked, captioned, published clips and programmes.
+
+    from flows.produce import produce
+
+    state = await produce(ProduceParameters(script="data/demo.csv"), return_state=True)
+
+From a terminal it is ``callsheet run``. The flow run ends as failed when a shot is not done, and says
+which and why; everything else is published, and running it again makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from blocks.fleet import open_fleet
+from blocks.store import open_store
+from callsheet.batch import Batch
+from callsheet.errors import Budget, CallsheetError
+from callsheet.fleet import Lane
+from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
+from callsheet.parameters import ProduceParameters
+from callsheet.plan import ASSEMBLY, Plan, lanes_for
+from callsheet.resume import find_takes
+from callsheet.scratch import scratch_folder
+from callsheet.store import Store
+from tasks.assembly import assembly_bench
+from tasks.hosts import open_hosts
+from tasks.lanes import gpu_lane
+from tasks.production import Production
+from tasks.publish import now, publish_batch
+
+
+def _run_name() -> str:
+    parameters = runtime.flow_run.parameters.get("parameters")
+    return f"produce {parameters.batch_name}" if isinstance(parameters, ProduceParameters) else "produce"
+
+
+@flow(name="produce", flow_run_name=_run_name, persist_result=False)
+async def produce(parameters: ProduceParameters) -> State[Any]:
+    """Produces a batch: plans the script, makes what is missing, assembles, publishes."""
+    began = time.monotonic()
+    try:
+        fleet = await open_fleet(parameters.fleet)
+        plan = await asyncio.to_thread(parameters.plan, fleet)
+        store = await open_store(parameters.store)
+        with store.only_run(parameters.batch_name):
+            manifest, batch = await _produce(parameters, plan, store)
+    except CallsheetError as error:
+        # Nothing was started, or nothing more can be: no shot is at fault alone.
+        return Failed(message=str(error), data=error)
+    summary = _summary(manifest, batch, store, time.monotonic() - began)
+    if summary.failed:
+        reasons = "; ".join(f"{shot.shot_id}: {shot.step}: {shot.reason}" for shot in summary.failed[:20])
+        message = f"{len(summary.failed)} of {summary.shots} shots are not done. {reasons}"
+        return Failed(message=message, data=summary)
+    return Completed(message=f"{summary.shots} shots done, {summary.takes_made} takes made", data=summary)
+
+
+async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> tuple[Manifest, Batch]:
+    """All stages after the plan: find what is done, run the lanes, assemble, publish."""
+    started, logger = now(), get_run_logger()
+    found = await asyncio.to_thread(find_takes, plan, store, parameters.batch_name)
+    batch = Batch(
+        name=parameters.batch_name,
+        plan=plan,
+        lanes=list(plan.fleet.lanes()),
+        found=found,
+        retakes=parameters.retakes,
+        max_cost=parameters.max_cost,
+    )
+    logger.info("%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps))
+    _check_budget(batch)
+    lanes = lanes_for((step for step in plan.steps.values() if step.key not in batch.takes), plan.fleet)
+    with scratch_folder() as scratch:
+        production = Production(batch, store, scratch, run_id=str(runtime.flow_run.id or uuid4())[:8])
+        manifest: list[Manifest] = []
+
+        async def work() -> None:
+            await _run_lanes(production, lanes)
+            manifest.append(await publish_batch(batch.name, started))
+
+        await production.run(work)
+    return manifest[0], batch
+
+
+async def _run_lanes(production: Production, lanes: Sequence[Lane]) -> None:
+    """The lanes, and beside them the benches that assemble, until nothing is left to do.
+
+    Hosts are given back when the lanes are done, not when the last programme is joined.
+    """
+    benches = [asyncio.create_task(assembly_bench()) for _ in range(max(1, os.cpu_count() or 1))]
+    try:
+        async with open_hosts(production.batch.plan.fleet, lanes) as production.clients:
+            await asyncio.gather(*(gpu_lane(lane.name) for lane in lanes))
+        await production.settled()
+        await asyncio.gather(*benches)
+    finally:
+        for bench in benches:
+            bench.cancel()
+
+
+def _check_budget(batch: Batch) -> None:
+    """Raises Budget where the plan cannot be finished under the cap: better nothing than half of it by surprise."""
+    estimates = batch.plan.estimates(set(batch.takes))
+    cost = sum(estimate.cost for estimate in estimates if estimate.engine != ASSEMBLY)
+    if batch.max_cost is not None and cost > batch.max_cost:
+        raise Budget(
+            f"batch {batch.name}: about ${cost:.2f} is needed and the cap is ${batch.max_cost:.2f}; nothing was started"
+        )
+
+
+def _summary(manifest: Manifest, batch: Batch, store: Store, seconds: float) -> Summary:
+    unknown = ShotFailure(step="", error="InternalError", reason="no reason was kept")
+    return Summary(
+        batch=manifest.batch,
+        shots=manifest.totals.shots,
+        done=manifest.totals.done,
+        failed=[
+            FailedShot(shot_id=shot.shot_id, **(shot.failed or unknown).model_dump())
+            for shot in manifest.shots
+            if shot.state == "failed"
+        ],
+        needs_review=manifest.totals.needs_review,
+        takes_made=len(batch.made),
+        takes_reused=batch.takes_reused,
+        seconds=round(seconds, 3),
+        cost=batch.spent,
+        report=store.url(batch_path(batch.name, "report.html")),
+        manifest=store.url(batch_path(batch.name, "manifest.json")),
+    )

@@ -1,0 +1,49 @@
+"""The process of our own Prefect server; `flows.server` starts it and it ends with its parent.
+
+Prefect reads its settings when it is imported, so they are put into the environment first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+from callsheet.serving import listen, serve, url_of
+
+
+def home() -> Path:
+    """Where the server keeps its database."""
+    base = os.environ.get("CALLSHEET_HOME")
+    return (Path(base) if base else Path.home() / ".callsheet") / "prefect"
+
+
+def main() -> None:
+    """Serves the API, the services and the UI on a free port of 127.0.0.1."""
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True)
+    listener = listen()
+    os.environ.pop("PREFECT_API_URL", None)
+    os.environ.update(
+        PREFECT_HOME=str(folder),
+        PREFECT_API_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{folder}/prefect.db",
+        PREFECT_UI_API_URL=f"{url_of(listener)}/api",
+        PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_LOGGING_LEVEL="ERROR",
+        PREFECT_LOGGING_LEVEL="ERROR",
+        DO_NOT_TRACK="1",
+    )
+    # Two first starts at once would both try to make the database.
+    with (folder / "starting.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        from prefect.server.api.server import create_app  # noqa: PLC0415  after the settings
+
+        app = create_app(final=True)
+        started = lambda: fcntl.flock(lock, fcntl.LOCK_UN)  # noqa: E731
+        asyncio.run(serve(app, listener, with_parent=True, started=started))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Lanes: each is a task that holds its place under the tag ``gpu`` and pulls steps while there are any.
+
+The tag's limit is the number of lanes that may be busy at once, over all flow runs; a lane takes its
+slot once and keeps it for many steps, because a slot for each step leaves GPUs idle most of the time
+(facts: prefect.md). Each step is a task of its own within, with retries, so it shows by itself.
+"""
+
+from __future__ import annotations
+
+import time
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from callsheet.engines.http import Unreachable
+from callsheet.errors import BadOutput, CallsheetError, HostFault, reason_of
+from callsheet.fleet import Lane
+from callsheet.plan import Step
+from tasks.checks import keep_attempt, settle_failure
+from tasks.hosts import engine_name
+from tasks.policy import UNCACHED, delays
+from tasks.production import Made, Production
+from tasks.speech import synthesize_speech
+from tasks.visuals import generate_avatar, generate_image, generate_video
+
+GPU_TAG = "gpu"
+
+TASK_OF = {
+    "speech": synthesize_speech,
+    "image": generate_image,
+    "video": generate_video,
+    "avatar": generate_avatar,
+}
+
+
+@task(name="gpu_lane", task_run_name="lane {lane_name}", tags={GPU_TAG}, **UNCACHED)
+async def gpu_lane(lane_name: str) -> int:
+    """Pulls steps until there is nothing left that this lane could do. Returns how many it did."""
+    production = Production.current()
+    lane = production.lane(lane_name)
+    done = 0
+    if await _is_ready(production, lane):
+        while step := await production.next_step(lane):
+            await _do(production, step, lane)
+            done += 1
+    return done
+
+
+async def _is_ready(production: Production, lane: Lane) -> bool:
+    """Asks the engine whether it is there, at no cost to it; one that is not takes its host out of the batch."""
+    client = production.clients[engine_name(lane)]
+    try:
+        await client.ready()
+    except CallsheetError as error:
+        get_run_logger().error(
+            "%s: host %s is left out: %s", production.batch.name, lane.host.name, reason_of(error)
+        )
+        async with production.changing() as batch:
+            batch.queue.quarantine(lane.host.name, reason_of(error))
+        return False
+    return True
+
+
+async def _do(production: Production, step: Step, lane: Lane) -> None:
+    """One step on this lane. What it made is checked and kept beside the lane, which goes on meanwhile."""
+    logger = get_run_logger()
+    logger.info("%s: %s on %s", production.batch.name, step.name, lane.name)
+    started = time.monotonic()
+    made: Made | None = None
+    failure: Exception | None = None
+    try:
+        run = TASK_OF[step.kind].with_options(retry_delay_seconds=delays())
+        made = await run(step.name, step.key, lane.name)
+    except Unreachable as error:
+        failure = HostFault(f"{reason_of(error)}, after several tries")
+    except Exception as error:  # whatever it was, it costs its shot and not the batch
+        failure = error
+    seconds = time.monotonic() - started
+    async with production.changing() as batch:
+        cost = batch.charge(step, lane, seconds)
+    if made is not None:
+        production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
+    elif isinstance(failure, BadOutput):
+        made = Made(None, production.batch.seed_of(step), error=reason_of(failure))
+        production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
+    elif failure is not None:
+        logger.warning(
+            "%s: %s failed on %s: %s", production.batch.name, step.name, lane.name, reason_of(failure)
+        )
+        await settle_failure(production, step, lane, failure)

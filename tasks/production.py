@@ -1,0 +1,179 @@
+"""The batch that a flow run is working on, as its tasks find it.
+
+Tasks get ids as arguments, never the queue or the plan: Prefect hashes and walks every argument. What
+the ids stand for is found in the `Production` of the flow run they run in, through a context variable:
+
+    production = Production.current()
+    step = production.step(key)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from callsheet.batch import Batch
+from callsheet.engines.comfyui import ComfyUI
+from callsheet.engines.speech import CosyVoice
+from callsheet.fleet import Lane
+from callsheet.inputs import InputFile
+from callsheet.plan import Step
+from callsheet.resume import journal_path
+from callsheet.store import Store
+from callsheet.takes import Sidecar, attempt_path
+
+Client = CosyVoice | ComfyUI
+
+#: How often committed takes are written down in the journal, in seconds. R2 takes one write a second per key.
+JOURNAL_SECONDS = 2.0
+
+_current: ContextVar[Production] = ContextVar("callsheet_production")
+#: Whoever wants to see the batch change (the command line's progress bar) sets this before the flow is called.
+watcher: ContextVar[Watcher | None] = ContextVar("callsheet_watcher", default=None)
+
+
+class Watcher(Protocol):
+    """Sees every change of a batch; called often, so it must be quick."""
+
+    def changed(self, batch: Batch) -> None: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an engine made: a file in the scratch folder, or None and the error; and the seed it used.
+
+    ``windows`` is how far the graph of an avatar was grown.
+    """
+
+    path: Path | None
+    seed: int | None
+    windows: int = 1
+    error: str | None = None
+
+
+class Production:
+    """A batch, the clients of its lanes, its store, and a folder for temporary files."""
+
+    def __init__(self, batch: Batch, store: Store, scratch: Path, run_id: str) -> None:
+        self.batch = batch
+        self.store = store
+        self.scratch = scratch
+        self.clients: dict[str, Client] = {}
+        #: Checks, assembly and uploads are bounded by this, and never hold a lane.
+        self.bench = asyncio.Semaphore(max(2, os.cpu_count() or 2))
+        self._journal = journal_path(batch.name, run_id)
+        self._journalled = 0
+        self._changed = asyncio.Condition()
+        self._background: set[asyncio.Task[None]] = set()
+        self._lanes = {lane.name: lane for lane in batch.queue.lanes.values()}
+
+    @staticmethod
+    def current() -> Production:
+        """The production of the flow run that is running."""
+        return _current.get()
+
+    def step(self, key: str) -> Step:
+        return self.batch.plan.steps[key]
+
+    def lane(self, name: str) -> Lane:
+        return self._lanes[name]
+
+    async def next_step(self, lane: Lane | None) -> Step | None:
+        """Waits for something that ``lane`` (None: this machine) can do; None when there will be nothing more."""
+        async with self._changed:
+            while True:
+                step = self.batch.next_step(lane)
+                if step is not None:
+                    return step
+                if self.batch.is_idle(lane):
+                    return None
+                await self._changed.wait()
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[Batch]:
+        """The batch, to be changed without anybody in between; all who wait for work look again afterwards."""
+        async with self._changed:
+            yield self.batch
+            self._changed.notify_all()
+        if seen := watcher.get():
+            seen.changed(self.batch)
+
+    def scratch_file(self, step: Step, suffix: str) -> Path:
+        """A new name in the scratch folder."""
+        return self.scratch / f"{step.key[:16]}-{uuid.uuid4().hex[:8]}{suffix}"
+
+    async def local(self, path: str) -> Path:
+        """A file of the store on this machine."""
+        return await asyncio.to_thread(self.store.fetch, path, self.scratch)
+
+    async def take(self, key: str) -> Path:
+        """The media of a take that is done, on this machine."""
+        return await self.local(self.batch.takes[key].take.file)
+
+    async def keep(self, step: Step, n: int, path: Path) -> dict[str, Any]:
+        """Brings attempt ``n`` from the scratch folder into the store; where it lies there, its hash and size."""
+        target = attempt_path(step.kind, step.key, n, path.suffix)
+
+        def put() -> dict[str, Any]:
+            file = InputFile.read(path)
+            self.store.put(target, path)
+            size = path.stat().st_size
+            path.unlink()
+            return {"file": target, "sha256": file.sha256, "bytes": size}
+
+        return await asyncio.to_thread(put)
+
+    async def commit(self, step: Step, sidecar: Sidecar, path: str) -> None:
+        """Writes the sidecar, which makes the take one, and lets go what waited for it."""
+        content = sidecar.model_dump_json(indent=1).encode()
+        await asyncio.to_thread(self.store.put, path, content)
+        async with self.changing() as batch:
+            batch.commit(step, sidecar)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts work that no lane waits for; `run` waits for it before it ends."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does ``work`` with this as the current production, and writes the journal meanwhile and at the end."""
+        token = _current.set(self)
+        journal = asyncio.create_task(self._keep_journal())
+        try:
+            await work()
+            await self.settled()
+        finally:
+            journal.cancel()
+            for task in self._background:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await journal
+            await asyncio.to_thread(self.write_journal)
+            _current.reset(token)
+
+    async def settled(self) -> None:
+        """Waits for all that was started in the background."""
+        while self._background:
+            await asyncio.gather(*self._background)
+
+    def write_journal(self) -> None:
+        """Writes down all takes committed so far, where there are new ones."""
+        made = list(self.batch.made)
+        if len(made) > self._journalled:
+            lines = "".join(f"{sidecar.model_dump_json()}\n" for sidecar in made)
+            self.store.put(self._journal, lines.encode())
+            self._journalled = len(made)
+
+    async def _keep_journal(self) -> None:
+        while True:
+            await asyncio.sleep(JOURNAL_SECONDS)
+            await asyncio.to_thread(self.write_journal)
