@@ -131,12 +131,17 @@ class Batch:
         """A step failed for good on ``lane``. Returns the best of its earlier attempts to be kept, if there is one."""
         self._promised.pop(step.key, None)
         kept = [one for one in self.attempts.get(step.key, ()) if one.error is None]
-        if kept and not policy_of(error).stops_batch:
+        if kept and not policy_of(error).stops_engines:
             if lane is not None and policy_of(error).quarantine:
                 self.queue.quarantine(lane.host.name, reason_of(error))
             return self._sidecar(step, best_of(kept), needs_review=True)
         self.queue.fail(step, lane, error)
         return None
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Steps done and steps given up: changes whenever somebody may have something new to do."""
+        return len(self.takes), len(self.queue.failures)
 
     @property
     def failures(self) -> dict[str, Failure]:
@@ -157,10 +162,8 @@ class Batch:
 
     def sources_of(self, step: Step) -> dict[str, str] | None:
         """The takes that the step is made from, key to sha256; None while one of them is not there."""
-        keys = [*step.needs]
-        if step.kind == "clip":
-            shot = self.plan.shots_with(step.key)[0]
-            keys = [key for key in (shot.speech, *shot.pictures) if key]
+        # As planned now: how many clips cover a narration may have changed since the step was queued.
+        keys = self.plan.steps[step.key].needs
         if any(key not in self.takes for key in keys):
             return None
         return {key: self.takes[key].take.sha256 for key in keys}
@@ -203,7 +206,7 @@ class Batch:
             return True
         reason = f"${self.spent:.4f} spent, and the next step may cost ${cost:.4f}; the cap is ${self.max_cost:.4f}"
         self.queue.requeue(step)
-        self.queue.stop(Failure(step.name, Budget.__name__, reason))
+        self.queue.stop(Failure(step.name, Budget.__name__, reason), assembly=False)
         return False
 
     def _sidecar(self, step: Step, chosen: Attempt, *, needs_review: bool) -> Sidecar:

@@ -169,10 +169,8 @@ def main() -> None:
         _fail(error, BAD_INPUT)
     except CallsheetError as error:
         _fail(error, SHOTS_FAILED)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
         console.print("Interrupted. What is done is kept; run the same command again to go on.")
-        sys.exit(INTERRUPTED)
-    except typer.Abort:
         sys.exit(INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "exit_code"):

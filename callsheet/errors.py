@@ -9,7 +9,7 @@ CallsheetError          the root; never raised itself
 ├── BadOutput           silent, clipped, black, frozen, wrong length: retake with another seed
 ├── AssemblyFault       our own ffmpeg could not build a clip: fail the shot
 ├── StoreFault          the store cannot be written (disk full, access denied): stop the batch
-└── Budget              estimate or meter over the cap: stop the batch
+└── Budget              estimate or meter over the cap: start no engine any more, finish what is paid for
 
 A class says *what happened*; ``policy_of(error)`` says *what is done*, in one table below, and the
 scheduler asks that table instead of testing for classes.
@@ -77,14 +77,16 @@ class Policy:
         other_lanes: whether another lane is tried when this one gave up.
         retake: whether the step is made again with another seed, and the best take kept in the end.
         quarantine: whether the host takes no more steps of this batch.
-        stops_batch: whether no step is started any more; what is done is kept and published.
+        stops_engines: whether no engine is asked any more; what is paid for is assembled and published.
+        stops_assembly: whether nothing is assembled any more either, because it could not be kept.
     """
 
     retries_here: int = 0
     other_lanes: bool = False
     retake: bool = False
     quarantine: bool = False
-    stops_batch: bool = False
+    stops_engines: bool = False
+    stops_assembly: bool = False
 
 
 POLICIES: dict[type[Exception], Policy] = {
@@ -95,8 +97,8 @@ POLICIES: dict[type[Exception], Policy] = {
     HostFault: Policy(other_lanes=True, quarantine=True),
     BadOutput: Policy(retake=True),
     AssemblyFault: Policy(),
-    StoreFault: Policy(stops_batch=True),
-    Budget: Policy(stops_batch=True),
+    StoreFault: Policy(stops_engines=True, stops_assembly=True),
+    Budget: Policy(stops_engines=True),
 }
 #: A failure of no known class is a defect of ours: it costs its shot, never a retry and never the batch.
 UNKNOWN = Policy()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from callsheet.errors import BadInput
@@ -246,6 +246,9 @@ class Plan:
         dropped = [key for key in before if not self._users[key]]
         for key in dropped:
             del self.steps[key]
+        if shot_plan.clip:
+            clip = self.steps[shot_plan.clip]
+            self.steps[clip.key] = replace(clip, needs=_clip_needs(shot_plan))
         return new, dropped
 
     def shots_with(self, key: str) -> list[ShotPlan]:
@@ -393,8 +396,8 @@ class Plan:
             seconds=shot.seconds,
             pause_after=shot.pause_after,
         )
-        needs = tuple(key for key in (shot_plan.speech, *shot_plan.pictures) if key)
-        shot_plan.clip = self._add(_local_step("clip", f"{shot.shot_id} clip", inputs, needs), shot)
+        step = _local_step("clip", f"{shot.shot_id} clip", inputs, _clip_needs(shot_plan))
+        shot_plan.clip = self._add(step, shot)
 
     def _add_programme(self, title: str) -> None:
         shots = [plan for plan in self.shots.values() if plan.shot.title == title]
@@ -441,6 +444,10 @@ def _clip_seconds(shot: Shot, narration: float) -> float | None:
 def _picture(step: Step) -> PictureInputs:
     assert isinstance(step.inputs, PictureInputs)
     return step.inputs
+
+
+def _clip_needs(shot_plan: ShotPlan) -> tuple[str, ...]:
+    return tuple(key for key in (shot_plan.speech, *shot_plan.pictures) if key)
 
 
 def _local_step(

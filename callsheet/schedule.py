@@ -51,6 +51,7 @@ class StepQueue:
         self._entries: dict[str, _Entry] = {}
         self._users: dict[str, set[str]] = {}
         self._stopped: Failure | None = None
+        self._assembly_stopped = False
         for step in steps:
             self.add(step)
 
@@ -90,7 +91,7 @@ class StepQueue:
         Steps that others wait for go first; then those of the model that has the most work left; then the longest.
         """
         name = lane.name if lane else ASSEMBLY
-        if self._stopped or (lane and lane.host.name in self.quarantined):
+        if self._is_out(lane):
             return None
         ready = [entry for entry in self._entries.values() if self._is_ready(entry, lane, name)]
         if not ready:
@@ -129,15 +130,15 @@ class StepQueue:
         """A running step failed on ``lane`` for good: another lane takes it, or it is given up, as the policy says."""
         policy = policy_of(error)
         failure = Failure(step.name, name_of(error), reason_of(error))
-        if policy.stops_batch:
-            self.stop(failure)
+        if policy.stops_engines:
+            self.stop(failure, assembly=policy.stops_assembly)
             self._give_up(step.key, failure)
             return
         entry = self._entries.get(step.key)
         if entry is None:
             return
         entry.running_on, entry.last_error = None, failure
-        if lane is None or self._stopped or not policy.other_lanes:
+        if lane is None or self._stopped is not None or not policy.other_lanes:
             self._give_up(step.key, failure)
             return
         entry.refused_by.add(lane.name)
@@ -157,11 +158,12 @@ class StepQueue:
                 fault = HostFault(f"no host is left for {entry.step.engine} ({reasons})")
                 self._give_up(key, entry.last_error or Failure(entry.step.name, fault.name, str(fault)))
 
-    def stop(self, failure: Failure) -> None:
-        """Starts nothing any more; what is not running is given up, what is running is awaited."""
+    def stop(self, failure: Failure, *, assembly: bool) -> None:
+        """Asks no engine any more, and with ``assembly`` builds nothing any more; what runs is awaited."""
         self._stopped = self._stopped or failure
+        self._assembly_stopped |= assembly
         for key, entry in list(self._entries.items()):
-            if entry.running_on is None:
+            if entry.running_on is None and (assembly or entry.step.engine != ASSEMBLY):
                 self._give_up(key, failure)
 
     def give_up(self, step: Step, error: CallsheetError) -> None:
@@ -174,12 +176,18 @@ class StepQueue:
 
     def is_idle(self, lane: Lane | None) -> bool:
         """Whether there is nothing left that ``lane`` could ever do, so that it may be given back."""
-        if self._stopped or (lane and lane.host.name in self.quarantined):
+        if self._is_out(lane):
             return True
         return not any(
             entry.step.engine == ASSEMBLY if lane is None else entry.step.runs_on(lane)
             for entry in self._entries.values()
         )
+
+    def _is_out(self, lane: Lane | None) -> bool:
+        """Whether this lane (None: this machine) gets nothing any more."""
+        if lane is None:
+            return self._assembly_stopped
+        return self._stopped is not None or lane.host.name in self.quarantined
 
     def _is_ready(self, entry: _Entry, lane: Lane | None, name: str) -> bool:
         if entry.running_on is not None or entry.waits_for or name in entry.refused_by:

@@ -190,7 +190,8 @@ def _sound_cells(error: ValidationError, cells: dict[str, str]) -> dict[str, Any
     """The cells of a row that have no mistake of their own, so that its other mistakes are found too."""
     wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
     numeric = {"width", "height", "seconds", "fps", "seed", "speed", "pause_after"}
-    return {name: cell for name, cell in cells.items() if name not in wrong and name not in numeric}
+    left_out = (wrong | numeric) - {"shot_id"}  # others refer to a shot by its id, right or wrong
+    return {name: cell for name, cell in cells.items() if name not in left_out}
 
 
 class _ScriptCheck:

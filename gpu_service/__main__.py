@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
 from pathlib import Path
 
 from callsheet.serving import listen, serve
@@ -32,9 +31,8 @@ def main() -> None:
         help="end when standard input closes, which it does when the parent dies",
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="callsheet-draft-") as folder:
-        app = draft_app(Path(folder), read_workflows(options.workflows))
-        asyncio.run(serve(app, listen(options.port), with_parent=options.with_parent))
+    app = draft_app(read_workflows(options.workflows))
+    asyncio.run(serve(app, listen(options.port), with_parent=options.with_parent))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,9 +19,10 @@ from gpu_service.speech import router as speech_routes
 SIGNATURES = Path(__file__).with_name("object_info.json")
 
 
-def draft_app(folder: Path, workflows: dict[str, Workflow]) -> FastAPI:
-    """The draft host, keeping its files in ``folder`` and having every model that ``workflows`` declare."""
-    comfy = ComfyUI(folder, json.loads(SIGNATURES.read_text("utf-8")), workflows)
+def draft_app(workflows: dict[str, Workflow]) -> FastAPI:
+    """The draft host, having every model that ``workflows`` declare. Its files are gone when it stops."""
+    folder = tempfile.TemporaryDirectory(prefix="callsheet-draft-")
+    comfy = ComfyUI(Path(folder.name), json.loads(SIGNATURES.read_text("utf-8")), workflows)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -29,6 +31,8 @@ def draft_app(folder: Path, workflows: dict[str, Workflow]) -> FastAPI:
         worker.cancel()
         with suppress(asyncio.CancelledError):
             await worker
+        # Here and not around the server, which ends with the signal that stopped it.
+        folder.cleanup()
 
     app = FastAPI(title="Callsheet draft host", lifespan=lifespan)
     app.include_router(speech_routes)

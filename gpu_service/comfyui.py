@@ -69,7 +69,7 @@ class ComfyUI:
         self.folder = folder
         for name in ("input", "output", "temp"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self.signatures = _with_models(signatures, workflows)
+        self.signatures = with_models(signatures, workflows)
         self.pending: list[Prompt] = []
         self.running: Prompt | None = None
         self.history: dict[str, Any] = {}
@@ -268,7 +268,7 @@ class ComfyUI:
                     progress(number)
                 yield frame
 
-        write_video(counted(), (scene.width, scene.height), scene.fps or 16.0, target, audio)
+        write_video(counted(), scene, scene.fps or 16.0, target, audio)
 
     def _next_file(self, place: str, prefix: str, suffix: str) -> Path:
         """``prefix_00001_.mp4``, the number one above the highest of the folder."""
@@ -297,7 +297,7 @@ class ComfyUI:
                 self.sockets.pop(client_id, None)
 
 
-def _with_models(signatures: dict[str, Any], workflows: dict[str, Workflow]) -> dict[str, Any]:
+def with_models(signatures: dict[str, Any], workflows: dict[str, Workflow]) -> dict[str, Any]:
     """The signatures with the models of the workflows as choices: a draft has every model that they declare."""
     folders: dict[str, list[str]] = {}
     for workflow in workflows.values():

@@ -1,7 +1,7 @@
 """Moving drafts: the frames of a clip, from a prompt, from a first image, or of a head that speaks.
 
 frames = clip_frames(scene, image=None, sound=None)
-write_video(frames, (832, 480), scene.fps, Path("out.mp4"), audio=None)
+write_video(frames, scene, scene.fps, Path("out.mp4"), audio=None)
 """
 
 from __future__ import annotations
@@ -44,38 +44,20 @@ def clip_frames(scene: Scene, image: Path | None, sound: Sound | None) -> Iterat
 
 
 def write_video(
-    frames: Iterable[PIL.Image.Image], size: tuple[int, int], fps: float, target: Path, audio: Path | None
+    frames: Iterable[PIL.Image.Image], scene: Scene, fps: float, target: Path, audio: Path | None
 ) -> None:
-    """H.264 in MP4, with the sound of ``audio`` cut to its length. The same frames give the same bytes.
+    """H.264 in MP4, with the sound of ``audio`` cut or filled to its length. The same frames give the same bytes.
 
-    By ffmpeg's own program, because PyAV's encoder gave other bytes from run to run.
+    Without B-frames and macroblock tree: x264's AVX-512 code for them gave other bytes from run to run.
     """
-    command = [
-        ffmpeg_path(),
-        "-hide_banner",
-        "-loglevel",
-        "error",
-        "-y",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-    ]
-    command += ["-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "pipe:0"]
-    command += ["-i", str(audio), "-af", "apad", "-shortest", "-c:a", "aac"] if audio else []
-    command += [
-        "-c:v",
-        "libx264",
-        "-preset",
-        "veryfast",
-        "-crf",
-        "20",
-        "-threads",
-        "2",
-        "-pix_fmt",
-        "yuv420p",
-    ]
-    command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-movflags", "+faststart", str(target)]
+    size, rate = f"{scene.width}x{scene.height}", f"{fps:g}"
+    command = [ffmpeg_path(), *"-hide_banner -loglevel error -y -f rawvideo -pix_fmt rgb24".split()]
+    command += ["-s", size, "-r", rate, "-i", "pipe:0"]
+    if audio is not None:
+        command += ["-i", str(audio), "-af", "apad", "-c:a", "aac", "-t", f"{scene.frames / fps:.6f}"]
+    command += "-c:v libx264 -preset veryfast -crf 20 -threads 2 -pix_fmt yuv420p".split()
+    command += "-x264-params bframes=0:mbtree=0 -fflags +bitexact -flags:v +bitexact".split()
+    command += ["-movflags", "+faststart", str(target)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None

@@ -90,7 +90,12 @@ class Production:
         """Waits for something that ``lane`` (None: this machine) can do; None when there will be nothing more."""
         async with self._changed:
             while True:
+                before = self.batch.progress
                 step = self.batch.next_step(lane)
+                if self.batch.progress != before:
+                    # Looking for a step may settle others (a take that was found is used after all, the
+                    # budget is reached), and somebody else may be waiting for those.
+                    self._changed.notify_all()
                 if step is not None:
                     return step
                 if self.batch.is_idle(lane):

@@ -135,7 +135,8 @@ def _video_options(canvas: Canvas, frames: int) -> dict[str, Any]:
         "g": max(1, round(2 * canvas.fps)),
         "r": _rate(canvas.fps),
         "frames:v": frames,
-        # Without reordered frames each clip's first picture is at time zero, so joining by copy is exact.
+        # Without reordered frames each clip's first picture is at time zero, so joining by copy is exact;
+        # and x264's AVX-512 code for B-frames gave other bytes from run to run.
         "bf": 0,
         "colorspace": "bt709",
         "color_primaries": "bt709",

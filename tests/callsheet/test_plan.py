@@ -1,0 +1,195 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callsheet.fleet import Fleet, read_fleet
+from callsheet.parameters import ProduceParameters
+from callsheet.plan import PictureInputs, Plan, clip_seconds, frames_for
+from tests.conftest import VOICE_ROWS, write_csv, write_fleet
+
+Write = Callable[..., Path]
+SPOKEN = {
+    "shot_id": "a",
+    "title": "T",
+    "text": "The keeper lit the lamp at six and wrote a line.",
+    "voice": "anna",
+}
+PICTURE = {"shot_id": "p", "title": "T", "visual": "flux_dev", "prompt": "a lamp"}
+
+
+@pytest.fixture
+def plan(write_script: Write) -> Callable[..., Plan]:
+    def make(*rows: dict[str, Any], fleet: Fleet | None = None) -> Plan:
+        return ProduceParameters(script=write_script(*rows)).plan(fleet or Fleet())
+
+    return make
+
+
+def names(plan: Plan) -> list[str]:
+    return [step.name for step in plan.steps.values()]
+
+
+def test_shot_needs_speech_picture_clip_and_its_title_a_programme(plan: Callable[..., Plan]) -> None:
+    made = plan(SPOKEN | {"visual": "flux_dev", "prompt": "x"})
+    assert names(made) == ["a speech", "a image", "a clip", "T programme"]
+    shot = made.shots["a"]
+    assert made.steps[shot.clip].needs == (shot.speech, shot.pictures[0])
+
+
+def test_keys_do_not_depend_on_names_places_or_other_rows(plan: Callable[..., Plan]) -> None:
+    first = plan(SPOKEN)
+    second = plan(PICTURE, SPOKEN | {"shot_id": "other", "title": ""})
+    assert first.shots["a"].speech == second.shots["other"].speech
+
+
+def test_revision_separates_draft_takes_from_final_ones(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fleet = read_fleet(str(write_fleet(tmp_path / "f.toml", {"h": "http://127.0.0.1:9"}, revision="final")))
+    draft, final = plan(PICTURE), plan(PICTURE, fleet=fleet)
+    assert draft.shots["p"].pictures != final.shots["p"].pictures
+
+
+@pytest.mark.parametrize(
+    "change", [{"text": "Other words."}, {"voice": "wei"}, {"language": "de"}, {"engine": "lighttts"}]
+)
+def test_a_change_of_the_row_is_another_take(plan: Callable[..., Plan], change: dict[str, str]) -> None:
+    assert plan(SPOKEN).shots["a"].speech != plan(SPOKEN | change).shots["a"].speech
+
+
+def test_another_recording_under_the_same_name_is_another_take(
+    plan: Callable[..., Plan], script_folder: Path
+) -> None:
+    before = plan(SPOKEN).shots["a"].speech
+    write_csv(script_folder / "voices.csv", [VOICE_ROWS[0] | {"audio": "wei.wav"}])
+    assert plan(SPOKEN).shots["a"].speech != before
+
+
+def test_what_is_asked_for_twice_is_planned_once(plan: Callable[..., Plan]) -> None:
+    made = plan(PICTURE, PICTURE | {"shot_id": "q"})
+    assert names(made) == ["p image", "p clip", "T programme"]
+    assert [shot.shot.shot_id for shot in made.shots_with(made.shots["p"].clip)] == ["p", "q"]
+
+
+def test_picture_of_another_shot_is_made_first_wherever_it_stands(plan: Callable[..., Plan]) -> None:
+    made = plan({"shot_id": "v", "visual": "wan_i2v", "prompt": "x", "image": "shot:p"}, PICTURE)
+    video = made.steps[made.shots["v"].pictures[0]]
+    assert video.needs == (made.shots["p"].pictures[0],)
+
+
+def test_long_narration_is_covered_by_clips_that_follow_each_other(plan: Callable[..., Plan]) -> None:
+    made = plan(SPOKEN | {"text": "A sentence of some length. " * 12, "visual": "wan_t2v", "prompt": "x"})
+    shot = made.shots["a"]
+    steps = [made.steps[key] for key in shot.pictures]
+    assert len(steps) > 2
+    assert [step.signature for step in steps[:2]] == ["wan2.1-t2v-1.3b", "wan2.2-i2v-a14b-gguf"]
+    for before, after in itertools.pairwise(steps):
+        assert after.needs == (before.key,)
+        assert after.after == (shot.speech,)
+    # 81 frames of 16 per second each; the first frame of each but the first repeats the one before.
+    assert len(steps) == 1 + -(-round((sum_speech(made) - 81 / 16) * 16) // 80)
+
+
+def sum_speech(plan: Plan) -> float:
+    from callsheet.text import speech_seconds
+
+    shot = plan.shots["a"]
+    return speech_seconds(shot.text, shot.language)
+
+
+def test_number_of_clips_follows_the_narration_once_it_is_spoken(plan: Callable[..., Plan]) -> None:
+    made = plan(SPOKEN | {"visual": "wan_t2v", "prompt": "x"})
+    shot = made.shots["a"]
+    first = shot.pictures[0]
+    new, dropped = made.fit_to_narration("a", 14.9)
+    assert len(shot.pictures) == 3
+    assert made.steps[shot.clip].needs == (shot.speech, *shot.pictures)
+    new, dropped = made.fit_to_narration("a", 5.0)
+    assert (shot.pictures, new, len(dropped)) == ([first], [], 2)
+    assert all(key not in made.steps for key in dropped)
+    assert made.steps[shot.clip].needs == (shot.speech, first)
+
+
+def test_clip_that_two_shots_share_is_not_dropped_for_one_of_them(plan: Callable[..., Plan]) -> None:
+    rows = [
+        SPOKEN | {"visual": "wan_t2v", "prompt": "x", "text": "A sentence of some length. " * 8},
+        SPOKEN
+        | {
+            "shot_id": "b",
+            "visual": "wan_t2v",
+            "prompt": "x",
+            "text": "Another sentence of some length. " * 8,
+        },
+    ]
+    made = plan(*rows)
+    assert made.shots["a"].pictures == made.shots["b"].pictures
+    _, dropped = made.fit_to_narration("a", 2.0)
+    assert dropped == []
+    assert all(key in made.steps for key in made.shots["b"].pictures)
+
+
+def test_silent_clip_has_as_many_frames_as_its_length_asks_for(plan: Callable[..., Plan]) -> None:
+    made = plan({"shot_id": "v", "visual": "wan_t2v", "prompt": "x", "seconds": 2})
+    inputs = made.steps[made.shots["v"].pictures[0]].inputs
+    assert isinstance(inputs, PictureInputs)
+    assert inputs.values["FRAMES"] == 33
+    assert (
+        len(plan({"shot_id": "v", "visual": "wan_t2v", "prompt": "x", "seconds": 12}).shots["v"].pictures)
+        == 3
+    )
+
+
+def test_shots_of_a_title_share_one_canvas(plan: Callable[..., Plan]) -> None:
+    made = plan(
+        PICTURE | {"width": 1920, "height": 1080},
+        PICTURE | {"shot_id": "q", "width": 1920, "height": 1080, "prompt": "y"},
+        {"shot_id": "v", "title": "T", "visual": "wan_t2v", "prompt": "x"},
+        SPOKEN,
+        {"shot_id": "alone", "visual": "wan_t2v", "prompt": "x"},
+        SPOKEN | {"shot_id": "voice", "title": ""},
+    )
+    canvas = made.shots["p"].canvas
+    assert canvas is not None
+    assert (canvas.width, canvas.height, canvas.fps) == (1920, 1080, 16.0)
+    assert made.shots["v"].canvas == canvas
+    assert made.shots["a"].canvas == canvas
+    alone = made.shots["alone"].canvas
+    assert alone is not None
+    assert (alone.width, alone.height) == (832, 480)
+    assert made.shots["voice"].canvas is None
+
+
+@pytest.mark.parametrize(
+    ("row", "narration", "picture", "wanted"),
+    [
+        ({"text": "x", "voice": "anna", "pause_after": 0.5}, 3.0, 0.0, 3.5),
+        ({"text": "x", "voice": "anna", "seconds": 8}, 3.0, 0.0, 8.0),
+        ({"visual": "flux_dev", "prompt": "x"}, None, 0.0, 4.0),
+        ({"visual": "wan_t2v", "prompt": "x"}, None, 5.0625, 5.0625),
+        ({"visual": "wan_t2v", "prompt": "x", "seconds": 3}, None, 5.0625, 3.0),
+    ],
+)
+def test_length_of_a_clip(
+    plan: Callable[..., Plan], row: dict[str, Any], narration: float | None, picture: float, wanted: float
+) -> None:
+    shot = plan({"shot_id": "a"} | row).shots["a"].shot
+    assert clip_seconds(shot, narration, picture) == wanted
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "frames"), [(1.0, 16, 16), (1.001, 16, 17), (5.0625, 16, 81), (0.0, 25, 1)]
+)
+def test_frames_cover_the_seconds_and_no_more(seconds: float, fps: float, frames: int) -> None:
+    assert frames_for(seconds, fps) == frames
+
+
+def test_estimate_counts_what_is_left_and_what_it_costs(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fleet = read_fleet(str(write_fleet(tmp_path / "f.toml", {"h": "http://127.0.0.1:9"}, price=3.6)))
+    made = plan(SPOKEN | {"engine": "lighttts"}, PICTURE, fleet=fleet)
+    rows = {row.engine: row for row in made.estimates()}
+    assert rows["comfyui"].seconds == pytest.approx(15.0)
+    assert rows["comfyui"].cost == pytest.approx(15.0 * 3.6 / 3600)
+    done = {made.shots["p"].pictures[0]}
+    assert {row.engine: (row.steps, row.done) for row in made.estimates(done)}["comfyui"] == (1, 1)
+    assert {row.engine: row.cost for row in made.estimates(done)}["comfyui"] == 0

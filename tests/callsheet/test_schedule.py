@@ -1,0 +1,221 @@
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from callsheet.errors import BadInput, BadOutput, Budget, HostFault, HostLacks, StoreFault, Transient
+from callsheet.fleet import Engine, Host, Lane
+from callsheet.plan import ASSEMBLY, ClipInputs, Step
+from callsheet.schedule import StepQueue
+
+
+def lane(host: str, number: int = 0, kind: Any = "comfyui") -> Lane:
+    engine = Engine(kind=kind, revision="r", name=kind, url="http://x")
+    return Lane(Host(name=host, engines=(engine,)), engine, number)
+
+
+def step(
+    key: str,
+    *needs: str,
+    engine: str = "comfyui",
+    signature: str = "m",
+    seconds: float = 1.0,
+    after: tuple[str, ...] = (),
+) -> Step:
+    inputs = ClipInputs(None, None, None, None, 0.0)
+    revision = "callsheet-1" if engine == ASSEMBLY else "r"
+    return Step(
+        key, "video", key, engine, revision, signature, inputs, needs=needs, after=after, seconds=seconds
+    )
+
+
+A, B = lane("a"), lane("b")
+
+
+def test_step_waits_for_what_it_is_made_from() -> None:
+    queue = StepQueue([step("clip", "picture", engine=ASSEMBLY), step("picture")], [A])
+    assert queue.take(None) is None
+    taken = queue.take(A)
+    assert taken is not None
+    assert taken.key == "picture"
+    assert queue.take(A) is None
+    queue.complete("picture")
+    clip = queue.take(None)
+    assert clip is not None
+    assert clip.key == "clip"
+
+
+def test_what_others_wait_for_goes_first_then_the_longest() -> None:
+    queue = StepQueue([step("long", seconds=9), step("first"), step("second", "first")], [A])
+    order = []
+    while taken := queue.take(A):
+        order.append(taken.key)
+        queue.complete(taken.key)
+    assert order == ["first", "long", "second"]
+
+
+def test_model_with_the_most_work_goes_first() -> None:
+    queue = StepQueue(
+        [step("x", signature="one", seconds=9), step("y", signature="two"), step("z", signature="two")], [A]
+    )
+    taken = queue.take(A)
+    assert taken is not None
+    assert taken.signature == "two"
+
+
+def test_transient_failure_goes_to_another_lane_and_then_fails_the_shot() -> None:
+    one = step("one")
+    queue = StepQueue([one, step("clip", "one", engine=ASSEMBLY)], [A, B])
+    assert queue.take(A) is one
+    queue.fail(one, A, Transient("reset"))
+    assert queue.take(A) is None
+    assert queue.take(B) is one
+    queue.fail(one, B, Transient("reset again"))
+    assert queue.failures["clip"].reason == "reset again"
+    assert queue.failures["clip"].step == "one"
+    assert queue.is_empty
+
+
+@pytest.mark.parametrize("error", [BadInput("no"), ValueError("a defect of ours")])
+def test_what_no_other_lane_can_mend_fails_the_shot_at_once(error: Exception) -> None:
+    one = step("one")
+    queue = StepQueue([one], [A, B])
+    queue.take(A)
+    queue.fail(one, A, error)
+    assert queue.take(B) is None
+    assert queue.failures["one"].error in ("BadInput", "InternalError")
+
+
+def test_host_at_fault_gets_no_more_and_its_step_goes_elsewhere() -> None:
+    one, two = step("one"), step("two")
+    queue = StepQueue([one, two], [A, lane("a", 1), B])
+    assert queue.take(A) in (one, two)
+    queue.fail(one, A, HostFault("CUDA error"))
+    assert queue.take(lane("a", 1)) is None
+    assert queue.is_idle(lane("a", 1))
+    assert {queue.take(B), queue.take(B)} == {one, two}
+
+
+def test_when_the_last_host_is_gone_every_step_says_why() -> None:
+    queue = StepQueue([step("one"), step("two"), step("clip", "two", engine=ASSEMBLY)], [A])
+    queue.quarantine("a", "no connection")
+    assert queue.is_empty
+    assert "a: no connection" in queue.failures["clip"].reason
+
+
+def test_host_that_lacks_a_model_stays_for_other_steps() -> None:
+    one, two = step("one"), step("two")
+    queue = StepQueue([one, two], [A])
+    assert queue.take(A) is one
+    queue.fail(one, A, HostLacks("no model"))
+    assert queue.failures["one"].error == "HostLacks"
+    assert queue.take(A) is two
+
+
+def test_retake_goes_to_another_lane_where_there_is_one() -> None:
+    one = step("one")
+    queue = StepQueue([one], [A, B])
+    queue.take(A)
+    assert queue.requeue(one, avoid=A.name)
+    assert queue.take(A) is None
+    assert queue.take(B) is one
+    queue.quarantine("a", "gone")
+    assert queue.requeue(one, avoid=B.name)
+    assert queue.take(B) is one
+
+
+@pytest.mark.parametrize("error", [StoreFault("disk full"), Budget("cap")])
+def test_when_the_batch_stops_nothing_new_starts_and_what_runs_may_end(error: Exception) -> None:
+    one, two, three = step("one"), step("two"), step("three")
+    queue = StepQueue([one, two, three], [A, B])
+    running = [queue.take(A), queue.take(B)]
+    assert running == [one, two]
+    queue.fail(one, A, error)
+    assert queue.is_idle(A)
+    assert set(queue.failures) == {"one", "three"}
+    queue.complete("two")
+    assert queue.is_empty
+
+
+def test_what_is_paid_for_is_assembled_after_the_budget_and_not_onto_a_full_disk() -> None:
+    steps = [
+        step("one"),
+        step("two"),
+        step("clip", "one", engine=ASSEMBLY),
+        step("lost", "two", engine=ASSEMBLY),
+    ]
+    queue = StepQueue(steps, [A])
+    assert queue.take(A) is steps[0]
+    queue.fail(steps[1], A, Budget("cap"))
+    queue.complete("one")
+    assert queue.take(None) is steps[2]
+    assert set(queue.failures) == {"two", "lost"}
+    queue.fail(steps[2], None, StoreFault("disk full"))
+    assert queue.is_idle(None)
+
+
+def test_step_added_late_joins_and_what_is_dropped_leaves() -> None:
+    queue = StepQueue([step("clip", "p1", engine=ASSEMBLY), step("p1")], [A])
+    queue.add(step("p2", "p1"))
+    queue.wait_for_also("clip", ["p2"])
+    queue.take(A)
+    queue.complete("p1")
+    assert queue.take(None) is None
+    queue.drop("p2")
+    queue.stop_waiting_for("clip", ["p2"])
+    assert queue.take(None) is not None
+
+
+ERRORS = st.sampled_from([Transient("t"), HostLacks("l"), BadInput("i"), HostFault("f"), ValueError("v")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_nothing_is_lost_and_nothing_runs_twice_whatever_happens(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    steps = []
+    for number in range(count):
+        needs = data.draw(st.sets(st.integers(0, max(0, number - 1)), max_size=2)) if number else set()
+        engine = data.draw(st.sampled_from(["comfyui", "lighttts", ASSEMBLY]))
+        steps.append(step(str(number), *(str(need) for need in needs), engine=engine))
+    lanes = [lane("a", 0), lane("a", 1), lane("b", 0), lane("b", 0, "lighttts"), lane("c", 0, "lighttts")]
+    queue = StepQueue(steps, lanes)
+    running: list[tuple[Step, Lane | None]] = []
+    done: set[str] = set()
+    for _ in range(400):
+        worker = data.draw(st.sampled_from([*lanes, None]))
+        taken = queue.take(worker)
+        if taken is not None:
+            assert taken.key not in {other.key for other, _ in running}, "ran twice at once"
+            assert taken.key not in done | set(queue.failures), "ran again"
+            assert set(taken.needs) <= done, "ran before what it is made from"
+            running.append((taken, worker))
+        if running and data.draw(st.booleans()):
+            one, where = running.pop(data.draw(st.integers(0, len(running) - 1)))
+            outcome = data.draw(st.integers(0, 5))
+            if outcome == 0:
+                queue.fail(one, where, data.draw(ERRORS))
+            elif outcome == 1 and where is not None and queue.requeue(one, avoid=where.name):
+                pass
+            else:
+                queue.complete(one.key)
+                done.add(one.key)
+        if queue.is_empty and not running:
+            break
+        if not running:
+            taken_by = [(one, worker) for worker in [*lanes, None] if (one := queue.take(worker))]
+            assert taken_by, "stuck: nothing runs, nothing can be taken, and steps are left"
+            running += taken_by
+    for one, _ in running:
+        queue.complete(one.key)
+        done.add(one.key)
+
+
+def test_bad_output_is_not_the_queues_business() -> None:
+    """Retakes are counted by the batch; for the queue a step that gave nothing usable is given up."""
+    one = step("one")
+    queue = StepQueue([one], [A])
+    queue.take(A)
+    queue.give_up(one, BadOutput("black"))
+    assert queue.failures["one"].reason == "black"

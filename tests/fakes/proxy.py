@@ -1,0 +1,130 @@
+"""A proxy on 127.0.0.1 that behaves as bad links and bad servers do, in front of a server that is well.
+
+    with FaultyProxy("http://127.0.0.1:8000") as proxy:
+        proxy.fail("/inference_zero_shot", "cut", times=1)
+        ...                                   # a client talks to proxy.url
+        proxy.count("/inference_zero_shot")   # how often it was asked
+
+Real sockets, real bytes: a cut body is half of what the server really sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+Fault = Literal["cut", "empty", "reset", "hang", "500", "502"]
+
+
+@dataclass
+class _Rule:
+    path: str
+    fault: Fault
+    times: int
+
+
+class FaultyProxy:
+    """Forwards HTTP requests, one to a connection, but for those that a rule spoils."""
+
+    def __init__(self, upstream: str) -> None:
+        parts = urlsplit(upstream)
+        self._upstream = (parts.hostname, parts.port)
+        self._rules: list[_Rule] = []
+        self.requests: list[str] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def fail(self, path: str, fault: Fault, times: int = 1) -> None:
+        """Spoils the next ``times`` requests whose path contains ``path``."""
+        self._rules.append(_Rule(path, fault, times))
+
+    def count(self, path: str, method: str = "") -> int:
+        """How many requests of this path (and method) came in."""
+        return sum(path in line and line.startswith(method) for line in self.requests)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        start = asyncio.start_server(self._serve, sock=self._socket)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def stop() -> None:
+            self._server.close()
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                (
+                    int(line.split(b":")[1])
+                    for line in head.split(b"\r\n")
+                    if line.lower().startswith(b"content-length:")
+                ),
+                0,
+            )
+            body = await reader.readexactly(length)
+            line = head.split(b"\r\n", 1)[0].decode()
+            self.requests.append(line)
+            await self._answer(self._fault_for(line), head, body, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def _fault_for(self, line: str) -> Fault | None:
+        for rule in self._rules:
+            if rule.times and rule.path in line:
+                rule.times -= 1
+                return rule.fault
+        return None
+
+    async def _answer(
+        self, fault: Fault | None, head: bytes, body: bytes, writer: asyncio.StreamWriter
+    ) -> None:
+        if fault == "hang":
+            await asyncio.Event().wait()
+        elif fault == "reset":
+            writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            writer.transport.abort()
+        elif fault == "empty":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif fault in ("500", "502"):
+            writer.write(
+                f"HTTP/1.1 {fault} Broken\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsorry".encode()
+            )
+        else:
+            answer = await self._forward(head, body)
+            if fault == "cut":
+                start = answer.index(b"\r\n\r\n") + 4
+                answer = answer[: start + (len(answer) - start) // 2]
+            writer.write(answer)
+        if not writer.transport.is_closing():
+            await writer.drain()
+
+    async def _forward(self, head: bytes, body: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(*self._upstream)
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+        lines.insert(1, b"Connection: close")
+        writer.write(b"\r\n".join(lines) + body)
+        answer = await reader.read()
+        writer.close()
+        return answer
