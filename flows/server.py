@@ -38,10 +38,10 @@ async def prefect_server() -> AsyncIterator[str]:
             try:
                 yield url
             finally:
-                await _deliver_what_is_queued()
+                await deliver_what_is_queued()
 
 
-async def _deliver_what_is_queued() -> None:
+async def deliver_what_is_queued() -> None:
     """Waits for the log and the events that Prefect's client still holds: without a server it would try for minutes."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DELIVERY_SECONDS):

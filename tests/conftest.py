@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
@@ -67,12 +68,15 @@ def draft_host() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A full Prefect server, the one that `callsheet run` brings; flows of the test session run against it."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API, temporary_settings
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.server import deliver_what_is_queued
 
     home = str(tmp_path_factory.mktemp("prefect"))
     for url in started("flows.server_process", env={"CALLSHEET_HOME": home}):
-        with temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_LOGGING_TO_API: False}):
+        with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
             yield url
+            asyncio.run(deliver_what_is_queued())
 
 
 def write_tone(

@@ -32,6 +32,8 @@ from callsheet.workflow import Graph
 
 #: Between two looks at the history: quick for a draft, gentle for a real clip.
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.05, 2.0
+#: Seconds before a broken download is begun again.
+DOWNLOAD_PAUSES = (1.0, 4.0)
 #: A prompt may run for this long, or for this many times what is expected, counted from its start.
 RUN_SECONDS, RUN_FACTOR = 600.0, 20.0
 #: Inputs of a node whose value is the name of a model file: not in the list means not on this host.
@@ -109,7 +111,18 @@ class ComfyUI:
         return self._find_output(entry, output_node)
 
     async def download(self, output: Output, target: Path) -> None:
-        """Brings a result home: under a temporary name, and whole."""
+        """Brings a result home: under a temporary name, and whole.
+
+        A download that breaks is begun again, a few times: the prompt was paid for, the bytes are not.
+        """
+        for pause in DOWNLOAD_PAUSES:
+            try:
+                return await self._download(output, target)
+            except Transient:
+                await asyncio.sleep(scaled(pause))
+        await self._download(output, target)
+
+    async def _download(self, output: Output, target: Path) -> None:
         part = target.with_name(target.name + ".part")
         where = {"filename": output.filename, "subfolder": output.subfolder, "type": output.type}
         with translated_faults(self.name):
