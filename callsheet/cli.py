@@ -10,13 +10,12 @@ With ``--json`` the last line on standard output is one JSON object; everything 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -28,13 +27,14 @@ from rich.table import Table
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
+from callsheet.store import open_store
 
 if TYPE_CHECKING:
     from callsheet.batch import Batch
     from callsheet.manifest import Manifest, Summary
     from callsheet.plan import Estimate, Plan
 
-DONE, SHOTS_FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, SHOTS_FAILED, BAD_INPUT, BUDGET, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 app = typer.Typer(
     add_completion=False,
@@ -44,7 +44,7 @@ app = typer.Typer(
 )
 console = Console(stderr=True, highlight=False)
 
-Script = Annotated[Path, typer.Argument(help="The CSV with the shots.")]
+Script = Annotated[Path, typer.Argument(metavar="SCRIPT", help="The CSV with the shots.")]
 Fleet = Annotated[str, typer.Option(help="draft, the path of a fleet file, or block:gpu-fleet/NAME.")]
 Store = Annotated[str, typer.Option(help="A folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.")]
 BatchName = Annotated[str, typer.Option(help="Name of the batch; the script's file name when not given.")]
@@ -75,7 +75,6 @@ def plan(
 ) -> None:
     """Show what a script needs: steps, what is done already, seconds and $."""
     from callsheet.resume import find_takes  # noqa: PLC0415
-    from callsheet.store import open_store  # noqa: PLC0415
 
     parameters = _parameters(script, fleet, store, batch, voices, media_root, workflows, commercial)
     planned = parameters.plan(read_fleet(fleet))
@@ -119,11 +118,14 @@ def run(
         max_cost=max_cost,
         retakes=retakes,
     )
+    # Every mistake is told before anything is started; blocks are read when there is a server.
+    if not store.startswith("block:"):
+        open_store(store)
     if not fleet.startswith("block:"):
-        parameters.plan(read_fleet(fleet))  # every mistake is told before anything is started
+        parameters.plan(read_fleet(fleet))
     if not verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    summary = asyncio.run(_run(parameters))
+    summary = _run(parameters)
     _print_summary(summary)
     if as_json:
         print(summary.model_dump_json())
@@ -134,14 +136,15 @@ def run(
 
 @app.command()
 def report(
-    batch: Annotated[str, typer.Argument(help="Name of the batch: its script's file name without ending.")],
+    batch: Annotated[
+        str, typer.Argument(metavar="BATCH", help="Name of the batch: its script's file name without ending.")
+    ],
     store: Store = "out",
     as_json: AsJson = False,
 ) -> None:
     """Show what a batch came to, and where its report is; the page is made anew from the data of the latest run."""
     from callsheet.manifest import Manifest, batch_path, file_name  # noqa: PLC0415
     from callsheet.report.page import report_page  # noqa: PLC0415
-    from callsheet.store import open_store  # noqa: PLC0415
 
     opened, name = open_store(store), file_name(batch)
     try:
@@ -169,8 +172,7 @@ def main() -> None:
         _fail(error, BAD_INPUT)
     except CallsheetError as error:
         _fail(error, SHOTS_FAILED)
-    except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
-        console.print("Interrupted. What is done is kept; run the same command again to go on.")
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "exit_code"):
@@ -205,22 +207,19 @@ def _parameters(
         ) from None
 
 
-async def _run(parameters: ProduceParameters) -> Summary:
-    """The flow, with a Prefect server where none is configured, and a progress bar."""
-    from flows.produce import produce  # noqa: PLC0415  the one place where the core reaches for the flows
-    from flows.server import prefect_server  # noqa: PLC0415
-    from tasks.production import watcher  # noqa: PLC0415
+def _run(parameters: ProduceParameters) -> Summary:
+    """The flow, with a progress bar. A Ctrl-C or SIGTERM ends it in order."""
+    from flows import local  # noqa: PLC0415  the one place where the core reaches for the flows
 
-    console.print(f"Producing {parameters.batch_name} into {parameters.store} …")
-    async with prefect_server() as ui:
-        console.print(f"Prefect UI: {ui}")
+    console.print(
+        f"Producing {parameters.batch_name} into {parameters.store} …", soft_wrap=True, markup=False
+    )
+    try:
         with _Bar() as bar:
-            watcher.set(bar)
-            state: Any = await produce(parameters, return_state=True)
-    outcome = await state.aresult(raise_on_failure=False)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return cast("Summary", outcome)
+            return local.run(parameters, watcher=bar, announce=lambda ui: console.print(f"Prefect UI: {ui}"))
+    except (KeyboardInterrupt, local.Terminated) as signal:
+        console.print("Interrupted. What is done is kept; run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED if isinstance(signal, KeyboardInterrupt) else TERMINATED) from None
 
 
 class _Bar:

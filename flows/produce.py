@@ -25,7 +25,7 @@ from prefect.states import Completed, Failed
 from blocks.fleet import open_fleet
 from blocks.store import open_store
 from callsheet.batch import Batch
-from callsheet.errors import Budget, CallsheetError
+from callsheet.errors import Budget, CallsheetError, StoreFault
 from callsheet.fleet import Lane
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.parameters import ProduceParameters
@@ -87,6 +87,7 @@ async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> t
 
         async def work() -> None:
             await _run_lanes(production, lanes)
+            _check_store(batch)
             manifest.append(await publish_batch(batch.name, started))
 
         await production.run(work)
@@ -117,6 +118,16 @@ def _check_budget(batch: Batch) -> None:
         raise Budget(
             f"batch {batch.name}: about ${cost:.2f} is needed and the cap is ${batch.max_cost:.2f}; nothing was started"
         )
+
+
+def _check_store(batch: Batch) -> None:
+    """Raises StoreFault where the store could not be written: then nothing can be published either."""
+    for failure in batch.failures.values():
+        if failure.error == StoreFault.__name__:
+            kept = f"{len(batch.takes)} of {len(batch.plan.steps)} takes are kept"
+            raise StoreFault(
+                f"{failure.reason} ({kept}; {len(batch.failures)} of {len(batch.plan.shots)} shots are not done)"
+            )
 
 
 def _summary(manifest: Manifest, batch: Batch, store: Store, seconds: float) -> Summary:

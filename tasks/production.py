@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from callsheet.batch import Batch
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.speech import CosyVoice
+from callsheet.errors import StoreFault
 from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
 from callsheet.plan import Step
@@ -36,14 +37,23 @@ Client = CosyVoice | ComfyUI
 JOURNAL_SECONDS = 2.0
 
 _current: ContextVar[Production] = ContextVar("callsheet_production")
-#: Whoever wants to see the batch change (the command line's progress bar) sets this before the flow is called.
-watcher: ContextVar[Watcher | None] = ContextVar("callsheet_watcher", default=None)
+_watcher: ContextVar[Watcher | None] = ContextVar("callsheet_watcher", default=None)
 
 
 class Watcher(Protocol):
     """Sees every change of a batch; called often, so it must be quick."""
 
     def changed(self, batch: Batch) -> None: ...
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Flows that are called inside tell ``watcher`` (the command line's progress bar) of every change."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class Production:
         async with self._changed:
             yield self.batch
             self._changed.notify_all()
-        if seen := watcher.get():
+        if seen := _watcher.get():
             seen.changed(self.batch)
 
     def scratch_file(self, step: Step, suffix: str) -> Path:
@@ -162,7 +172,7 @@ class Production:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await journal
-            await asyncio.to_thread(self.write_journal)
+            await self._write_journal()
             _current.reset(token)
 
     async def settled(self) -> None:
@@ -181,4 +191,9 @@ class Production:
     async def _keep_journal(self) -> None:
         while True:
             await asyncio.sleep(JOURNAL_SECONDS)
+            await self._write_journal()
+
+    async def _write_journal(self) -> None:
+        """A journal saves the next run questions, no more: where it cannot be written, the takes are still there."""
+        with contextlib.suppress(StoreFault):
             await asyncio.to_thread(self.write_journal)

@@ -144,13 +144,24 @@ def write_script(script_folder: Path) -> Callable[..., Path]:
 
 
 def write_fleet(
-    path: Path, hosts: Mapping[str, str], *, revision: str = "test-1", price: float = 0.0
+    path: Path,
+    hosts: Mapping[str, str],
+    *,
+    revision: str = "test-1",
+    price: float = 0.0,
+    relative_speed: float = 1.0,
 ) -> Path:
     """A static fleet: name to address, each with the three engines of a draft host."""
     lines = ['provider = "static"']
     for name, url in hosts.items():
         lines += ["[[host]]", f'name = "{name}"', f"price_per_hour = {price}"]
         for kind in ("lighttts", "cosyvoice", "comfyui"):
-            lines += ["[[host.engine]]", f'kind = "{kind}"', f'url = "{url}"', f'revision = "{revision}"']
+            lines += [
+                "[[host.engine]]",
+                f'kind = "{kind}"',
+                f'url = "{url}"',
+                f'revision = "{revision}"',
+                f"relative_speed = {relative_speed}",
+            ]
     path.write_text("\n".join(lines), "utf-8")
     return path

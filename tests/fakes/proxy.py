@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Fault = Literal["cut", "empty", "reset", "hang", "500", "502"]
+Fault = Literal["cut", "empty", "silence", "reset", "hang", "500", "502"]
 
 
 @dataclass
@@ -107,6 +107,8 @@ class FaultyProxy:
             writer.transport.abort()
         elif fault == "empty":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif fault == "silence":
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(2 * 48_000))
         elif fault in ("500", "502"):
             writer.write(
                 f"HTTP/1.1 {fault} Broken\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsorry".encode()

@@ -1,0 +1,52 @@
+"""A batch produced from a terminal: the flow, with a Prefect server of its own where none is configured.
+
+    summary = run(parameters, watcher=bar, announce=print)
+
+This is the one door through which the command line reaches the flows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from prefect.exceptions import TerminationSignal
+
+from callsheet.manifest import Summary
+from callsheet.parameters import ProduceParameters
+from flows.produce import produce
+from flows.server import prefect_server
+from tasks.production import Watcher, watched_by
+
+
+class Terminated(Exception):
+    """The process was told to end (SIGTERM); what is done is kept."""
+
+
+def run(parameters: ProduceParameters, *, watcher: Watcher, announce: Callable[[str], None]) -> Summary:
+    """Produces the batch and returns what came of it.
+
+    Args:
+        watcher: is told of every change.
+        announce: is given the address of the Prefect UI.
+
+    Raises:
+        CallsheetError: nothing was started, or nothing more can be.
+        Terminated, KeyboardInterrupt: the process was told to stop.
+    """
+    try:
+        return asyncio.run(_run(parameters, watcher, announce))
+    except TerminationSignal:
+        raise Terminated from None
+
+
+async def _run(parameters: ProduceParameters, watcher: Watcher, announce: Callable[[str], None]) -> Summary:
+    async with prefect_server() as ui:
+        announce(ui)
+        with watched_by(watcher):
+            state: Any = await produce(parameters, return_state=True)
+    outcome = await state.aresult(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return cast(Summary, outcome)
