@@ -92,13 +92,17 @@ class Batch:
         first = max((one.n for one in found.attempts), default=-1) + 1 if found else 0
         return first + len(self.attempts.get(step.key, ()))
 
-    def charge(self, step: Step, lane: Lane, seconds: float) -> float:
-        """Notes engine time that was used, whether or not anything came of it, and what it cost in $."""
+    def charge(self, step: Step | None, lane: Lane, seconds: float) -> float:
+        """Notes engine time that was used, whether or not anything came of it, and what it cost in $.
+
+        None is for what no step asked for: a canary.
+        """
         cost = seconds * lane.price_per_second
-        self._promised.pop(step.key, None)
+        if step is not None:
+            self._promised.pop(step.key, None)
         self.spent += cost
         meter = self.meters.setdefault(lane.name, LaneMeter())
-        meter.steps += 1
+        meter.steps += step is not None
         meter.seconds += seconds
         return cost
 
@@ -179,7 +183,7 @@ class Batch:
     def _complete(self, step: Step) -> None:
         if step.kind == "speech":
             for shot in self.plan.shots_with(step.key):
-                self._fit(shot, self.takes[step.key].take.length)
+                self._fit(shot, shot.narration_seconds(self.takes[step.key].take))
         self.queue.complete(step.key)
 
     def _fit(self, shot: ShotPlan, narration: float) -> None:

@@ -1,6 +1,7 @@
 """The command line.
 
     callsheet plan data/demo.csv                   what is to be done, how long it takes, what it costs
+    callsheet text data/demo.csv                   how each line will be spoken
     callsheet run data/demo.csv --store out        do it
     callsheet report demo --store out              what it came to, and where its report is
 
@@ -10,8 +11,10 @@ With ``--json`` the last line on standard output is one JSON object; everything 
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from callsheet.batch import Batch
     from callsheet.manifest import Manifest, Summary
     from callsheet.plan import Estimate, Plan
+    from callsheet.text import Piece
 
 DONE, SHOTS_FAILED, BAD_INPUT, BUDGET, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -54,6 +59,9 @@ Voices = Annotated[
 MediaRoots = Annotated[
     list[Path] | None, typer.Option("--media-root", help="Another folder that paths in the CSVs may lead to.")
 ]
+Lexicon = Annotated[
+    Path | None, typer.Option(help="Path of lexicon.csv; the one beside the script when not given.")
+]
 Workflows = Annotated[Path | None, typer.Option(help="Folder of the workflows.")]
 Commercial = Annotated[
     bool, typer.Option("--commercial", help="Refuse engines and voices that forbid commercial use.")
@@ -68,6 +76,7 @@ def plan(
     store: Store = "out",
     batch: BatchName = "",
     voices: Voices = None,
+    lexicon: Lexicon = None,
     media_root: MediaRoots = None,
     workflows: Workflows = None,
     commercial: Commercial = False,
@@ -76,7 +85,7 @@ def plan(
     """Show what a script needs: steps, what is done already, seconds and $."""
     from callsheet.resume import find_takes  # noqa: PLC0415
 
-    parameters = _parameters(script, fleet, store, batch, voices, media_root, workflows, commercial)
+    parameters = _parameters(script, fleet, store, batch, voices, lexicon, media_root, workflows, commercial)
     planned = parameters.plan(read_fleet(fleet))
     done = set(find_takes(planned, open_store(store), parameters.batch_name))
     estimates = planned.estimates(done)
@@ -87,12 +96,39 @@ def plan(
 
 
 @app.command()
+def text(
+    script: Script,
+    fleet: Fleet = "draft",
+    voices: Voices = None,
+    lexicon: Lexicon = None,
+    media_root: MediaRoots = None,
+    workflows: Workflows = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only lines that are read otherwise.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how each line will be spoken: as written, and in the words that the engine gets."""
+    parameters = _parameters(script, fleet, "out", "", voices, lexicon, media_root, workflows, False)
+    planned = parameters.plan(read_fleet(fleet))
+    rows = [
+        (shot.shot.shot_id, piece)
+        for shot in planned.shots.values()
+        for piece in shot.reading
+        if not changed or piece.written != piece.spoken
+    ]
+    if as_json:
+        print(json.dumps({"lines": [{"shot_id": shot_id, **asdict(piece)} for shot_id, piece in rows]}))
+    else:
+        _print_text(rows)
+
+
+@app.command()
 def run(
     script: Script,
     fleet: Fleet = "draft",
     store: Store = "out",
     batch: BatchName = "",
     voices: Voices = None,
+    lexicon: Lexicon = None,
     media_root: MediaRoots = None,
     workflows: Workflows = None,
     commercial: Commercial = False,
@@ -112,6 +148,7 @@ def run(
         store,
         batch,
         voices,
+        lexicon,
         media_root,
         workflows,
         commercial,
@@ -188,13 +225,14 @@ def _parameters(
     store: str,
     batch: str,
     voices: Path | None,
+    lexicon: Path | None,
     media_roots: list[Path] | None,
     workflows: Path | None,
     commercial: bool,
     **others: Any,
 ) -> ProduceParameters:
     given = {
-        "script": script, "fleet": fleet, "store": store, "batch": batch, "voices": voices,
+        "script": script, "fleet": fleet, "store": store, "batch": batch, "voices": voices, "lexicon": lexicon,
         "media_roots": media_roots or [], "commercial": commercial, **others,
     }  # fmt: skip
     if workflows is not None:
@@ -303,6 +341,28 @@ def _print_plan(planned: Plan, estimates: list[Estimate]) -> None:
     out.print(table)
     for note in planned.script.notes:
         out.print(f"Note: {note}", markup=False)
+
+
+def _print_text(rows: list[tuple[str, Piece]]) -> None:
+    """Each piece as written and, where it differs, as spoken below it, with the words that changed in bold."""
+    out = Console(highlight=False)
+    for shot_id, piece in rows:
+        rest = f"  [pause {piece.pause:g} s]" if piece.pause else ""
+        out.print(f"{shot_id}  {piece.written}{rest}", markup=False, soft_wrap=True)
+        if piece.spoken != piece.written:
+            out.print(Text.assemble(" " * len(shot_id), "→ ", *_changes(piece)), soft_wrap=True)
+    changed = sum(piece.spoken != piece.written for _, piece in rows)
+    out.print(f"{len(rows)} pieces, {changed} read otherwise than written", markup=False)
+
+
+def _changes(piece: Piece) -> list[tuple[str, str]]:
+    """The spoken words, each with its style."""
+    parts = re.findall(r"\s+|[^\W_]+|\S", piece.spoken)
+    old = re.findall(r"\s+|[^\W_]+|\S", piece.written)
+    styled = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, parts, autojunk=False).get_opcodes():
+        styled.append(("".join(parts[start:end]), "" if kind == "equal" else "bold"))
+    return styled
 
 
 def _print_manifest(manifest: Manifest) -> None:

@@ -44,6 +44,10 @@ class ProduceParameters(BaseModel):
     voices: Path | None = Field(
         default=None, description="Path of voices.csv; the one beside the script where empty."
     )
+    lexicon: Path | None = Field(
+        default=None,
+        description="Path of lexicon.csv, how words are to be said; the one beside the script where empty.",
+    )
     media_roots: list[Path] = Field(
         default_factory=list,
         description="Folders, besides the script's own, that paths in the CSVs may lead to.",
@@ -66,6 +70,7 @@ class ProduceParameters(BaseModel):
             workflows=workflows,
             fleet=fleet,
             voices=self.voices,
+            lexicon=self.lexicon,
             media_roots=self.media_roots,
             commercial=self.commercial,
         )

@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from callsheet.engines.instructions import SpeechMode
 from callsheet.errors import BadInput
 from callsheet.fleet import Engine, Fleet, Lane, StepKind
 from callsheet.inputs import InputFile
 from callsheet.script import SHOT_IMAGE, Script, Shot
-from callsheet.takes import take_key
-from callsheet.text import NORMALISER, normalise, speech_seconds
+from callsheet.takes import Attempt, take_key
+from callsheet.text import NORMALISER, Piece, clean, primary, speech_seconds, without_pauses
 from callsheet.voices import Voice
 from callsheet.workflow import FILE_VARIABLES, OWN_VARIABLES, Value, Workflow
 
@@ -64,35 +65,52 @@ class TakeFrame:
 
 @dataclass(frozen=True)
 class SpeechInputs:
-    """What a speech take is made from. ``text`` is normalised."""
+    """What a speech take is made from: the pieces that are spoken one by one, in words.
 
-    text: str
+    The pauses between them are no part of it: they are put in when the narration is used.
+    """
+
+    pieces: tuple[str, ...]
     language: str
     speed: float
     voice: Voice
+    mode: SpeechMode = "zero_shot"
+    instruct: str = ""
+
+    @property
+    def text(self) -> str:
+        """All that is spoken, a line for each piece."""
+        return "\n".join(self.pieces)
 
     def material(self) -> dict[str, Any]:
-        return {
+        material = {
             "text": self.text,
             "normaliser": NORMALISER,
             "language": self.language,
             "speed": self.speed,
             "prompt_audio": f"sha256:{self.voice.prompt_audio.sha256}",
-            "transcript": self.voice.transcript,
+            "mode": self.mode,
         }
+        if self.mode == "zero_shot":
+            material["transcript"] = self.voice.transcript
+        if self.instruct:
+            material["instruct"] = self.instruct
+        return material
 
 
 @dataclass(frozen=True)
 class PictureInputs:
     """What an image, a video or an avatar is made from.
 
-    An avatar speaks the take ``audio``, and its picture lasts ``pause_after`` seconds longer.
+    An avatar speaks the take ``audio`` with ``pauses`` (seconds) after its pieces, and its picture lasts
+    ``pause_after`` seconds longer.
     """
 
     workflow: Workflow
     values: Mapping[str, Value]
     image: InputFile | TakeFrame | None = None
     audio: str | None = None
+    pauses: tuple[float, ...] = ()
     pause_after: float = 0.0
 
     def material(self) -> dict[str, Any]:
@@ -102,7 +120,11 @@ class PictureInputs:
         elif self.image is not None:
             material["image"] = self.image.mark
         if self.audio is not None:
-            material |= {"audio": f"take:{self.audio}", "pause_after": self.pause_after}
+            material |= {
+                "audio": f"take:{self.audio}",
+                "pause_after": self.pause_after,
+                **_pauses(self.pauses),
+            }
         return material
 
     @property
@@ -123,9 +145,10 @@ class PictureInputs:
 
 @dataclass(frozen=True)
 class ClipInputs:
-    """What a clip is made from: narration, picture, or both, on a canvas (None for sound alone)."""
+    """What a clip is made from: narration with its pauses, picture, or both, on a canvas (None for sound alone)."""
 
     speech: str | None
+    pauses: tuple[float, ...]
     picture: str | None
     canvas: Canvas | None
     seconds: float | None
@@ -134,6 +157,7 @@ class ClipInputs:
     def material(self) -> dict[str, Any]:
         return {
             "speech": self.speech and f"take:{self.speech}",
+            **_pauses(self.pauses),
             "picture": self.picture and f"take:{self.picture}",
             "canvas": self.canvas and [self.canvas.width, self.canvas.height, self.canvas.fps],
             "seconds": self.seconds,
@@ -195,11 +219,14 @@ class Step:
 
 @dataclass
 class ShotPlan:
-    """The keys of a shot's takes. ``pictures`` are those that cover it, one after the other."""
+    """The keys of a shot's takes. ``pictures`` are those that cover it, one after the other.
+
+    ``reading`` is its text as it is spoken.
+    """
 
     shot: Shot
     language: str
-    text: str
+    reading: tuple[Piece, ...]
     clip: str
     speech: str | None = None
     pictures: list[str] = field(default_factory=list)
@@ -208,6 +235,27 @@ class ShotPlan:
     @property
     def keys(self) -> list[str]:
         return [key for key in (self.speech, *self.pictures, self.clip) if key]
+
+    @property
+    def text(self) -> str:
+        """What is narrated, as written."""
+        return clean(without_pauses(self.shot.text), self.language)
+
+    @property
+    def pauses(self) -> tuple[float, ...]:
+        """The pauses that the text asks for after each piece, in seconds; empty where it asks for none."""
+        pauses = tuple(piece.pause for piece in self.reading)
+        return pauses if any(pauses) else ()
+
+    @property
+    def spoken_seconds(self) -> float:
+        """About how long the narration takes, with its pauses; 0 where there is none."""
+        spoken = sum(speech_seconds(piece.spoken, self.shot.speed) for piece in self.reading)
+        return spoken + sum(self.pauses)
+
+    def narration_seconds(self, take: Attempt) -> float:
+        """How long the narration is, now that it is spoken."""
+        return take.length + sum(self.pauses)
 
 
 @dataclass(frozen=True)
@@ -288,13 +336,21 @@ class Plan:
 
     def _add_shot(self, shot: Shot, canvas: Canvas | None) -> None:
         language = self.script.language_of(shot)
-        text = normalise(shot.text, language)
-        shot_plan = ShotPlan(shot, language, text, clip="", canvas=canvas)
+        reading = self.script.readings.get(shot.shot_id, ())
+        shot_plan = ShotPlan(shot, language, reading, clip="", canvas=canvas)
         self.shots[shot.shot_id] = shot_plan
-        if not text:
+        if not reading:
             return
         engine = self._engine("speech", shot)
-        inputs = SpeechInputs(text, language, shot.speed, self.script.voices[shot.voice])
+        voice = self.script.voices[shot.voice]
+        inputs = SpeechInputs(
+            pieces=tuple(piece.spoken for piece in reading),
+            language=language,
+            speed=shot.speed,
+            voice=voice,
+            mode=_mode(engine, shot, language, voice),
+            instruct=shot.instruct,
+        )
         shot_plan.speech = self._add(
             Step(
                 key=take_key("speech", engine.kind, engine.revision, inputs.material()),
@@ -304,7 +360,7 @@ class Plan:
                 revision=engine.revision,
                 signature=engine.model if engine.kind == "cosyvoice" else engine.kind,
                 inputs=inputs,
-                seconds=speech_seconds(text, language, shot.speed)
+                seconds=sum(speech_seconds(piece, shot.speed) for piece in inputs.pieces)
                 * engine.facts.seconds_per_second
                 / engine.relative_speed,
                 vram_gb=engine.vram_gb,
@@ -315,10 +371,7 @@ class Plan:
     def _add_pictures(self, shot_plan: ShotPlan) -> None:
         shot = shot_plan.shot
         if shot.visual and not shot_plan.pictures:
-            narration = (
-                speech_seconds(shot_plan.text, shot_plan.language, shot.speed) if shot_plan.text else 0.0
-            )
-            self._cover(shot_plan, _clip_seconds(shot, narration))
+            self._cover(shot_plan, _clip_seconds(shot, shot_plan.spoken_seconds))
 
     def _cover(self, shot_plan: ShotPlan, seconds: float | None) -> None:
         """Sets the shot's pictures to as many as cover ``seconds``; None asks for one, whatever its length."""
@@ -349,6 +402,7 @@ class Plan:
             values=_values(self.script.values.get(shot.shot_id, {}), workflow, shot),
             image=image,
             audio=shot_plan.speech if workflow.needs_audio else None,
+            pauses=shot_plan.pauses if workflow.needs_audio else (),
             pause_after=shot.pause_after if workflow.needs_audio else 0.0,
         )
         needs = [image.key] if isinstance(image, TakeFrame) else []
@@ -373,8 +427,7 @@ class Plan:
     def _seconds(self, shot_plan: ShotPlan, inputs: PictureInputs) -> float:
         frames = inputs.workflow.frames(inputs.values)
         if inputs.audio:
-            spoken = speech_seconds(shot_plan.text, shot_plan.language, shot_plan.shot.speed)
-            windows = inputs.workflow.windows_for(spoken + inputs.pause_after)
+            windows = inputs.workflow.windows_for(shot_plan.spoken_seconds + inputs.pause_after)
             frames = inputs.workflow.frames_of_windows(windows)
         return inputs.workflow.seconds(*inputs.size, frames)
 
@@ -391,6 +444,7 @@ class Plan:
         shot = shot_plan.shot
         inputs = ClipInputs(
             speech=shot_plan.speech,
+            pauses=shot_plan.pauses,
             picture=shot_plan.pictures[0] if shot_plan.pictures else None,
             canvas=shot_plan.canvas,
             seconds=shot.seconds,
@@ -439,6 +493,19 @@ def _clip_seconds(shot: Shot, narration: float) -> float | None:
     if not shot.text:
         return shot.seconds
     return max(narration + shot.pause_after, shot.seconds or 0.0)
+
+
+def _pauses(pauses: tuple[float, ...]) -> dict[str, Any]:
+    return {"pauses": list(pauses)} if pauses else {}
+
+
+def _mode(engine: Engine, shot: Shot, language: str, voice: Voice) -> SpeechMode:
+    """How CosyVoice is asked; LightTTS has zero-shot alone, and speaks other languages with that."""
+    if engine.kind != "cosyvoice":
+        return "zero_shot"
+    if shot.instruct:
+        return "instruct2"
+    return "zero_shot" if primary(language) == primary(voice.language) else "cross_lingual"
 
 
 def _picture(step: Step) -> PictureInputs:

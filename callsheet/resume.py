@@ -47,7 +47,7 @@ def find_takes(plan: Plan, store: Store, batch: str) -> dict[str, Sidecar]:
 def _fit_to_narrations(plan: Plan, found: dict[str, Sidecar]) -> None:
     for shot_id, shot in plan.shots.items():
         if shot.speech in found:
-            plan.fit_to_narration(shot_id, found[shot.speech].take.length)
+            plan.fit_to_narration(shot_id, shot.narration_seconds(found[shot.speech].take))
 
 
 def _find(step: Step, journalled: dict[str, Sidecar], store: Store) -> Sidecar | None:

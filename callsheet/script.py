@@ -19,11 +19,23 @@ import PIL.Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from callsheet.download import Downloads
+from callsheet.engines.instructions import INSTRUCTIONS
 from callsheet.errors import BadInput
-from callsheet.fleet import ENGINE_KINDS, Fleet
+from callsheet.fleet import ENGINE_KINDS, Engine, Fleet
 from callsheet.inputs import InputFile, MediaRoots, Mistake, Mistakes, quoted
 from callsheet.table import mistakes_of, read_table
-from callsheet.text import is_speakable, normalise, speech_seconds
+from callsheet.text import (
+    Lexicon,
+    Piece,
+    Place,
+    is_speakable,
+    knows_numbers_of,
+    pause_faults,
+    read_text,
+    speech_seconds,
+)
+from callsheet.text.lexicon import LEXICON, read_lexicon
+from callsheet.text.sentences import UNBREAKABLE_SECONDS
 from callsheet.voices import Voice, read_voices
 from callsheet.workflow import FILE_VARIABLES, OWN_VARIABLES, Value, Variable, Workflow
 
@@ -59,7 +71,7 @@ class Shot(BaseModel):
     speed: float = Field(
         default=1.0, ge=0.5, le=2.0, description="a number from 0.5 to 2, 1 being the voice's own pace"
     )
-    instruct: str = Field(default="", description="how it is to be said")
+    instruct: str = Field(default="", description=f"how it is to be said, one of {', '.join(INSTRUCTIONS)}")
     visual: str = Field(default="", description="the name of a workflow")
     prompt: str = Field(
         default="", max_length=20_000, description="what the picture shows, up to 20,000 characters"
@@ -105,6 +117,7 @@ class Script:
         sha256: hash of the file's bytes, in hex.
         shots: in the order of the file.
         voices: the voices that the shots use.
+        readings: each shot's text as it is spoken, by shot_id; nothing for shots without text.
         images: the files that ``image`` cells name, by cell.
         values: each shot's workflow variables, by shot_id: what ``width``, ``prompt`` and ``param.…`` set.
         notes: what a person should know though it is no mistake (a size that was rounded, …).
@@ -114,6 +127,7 @@ class Script:
     sha256: str
     shots: tuple[Shot, ...]
     voices: Mapping[str, Voice]
+    readings: Mapping[str, tuple[Piece, ...]]
     images: Mapping[str, InputFile]
     values: Mapping[str, Mapping[str, Value]]
     notes: tuple[str, ...] = ()
@@ -134,6 +148,7 @@ class ScriptSettings:
         workflows: by name.
         fleet: its engines are those that shots may use.
         voices: path of ``voices.csv``; None for the one beside the script.
+        lexicon: path of ``lexicon.csv``; None for the one beside the script, where there is one.
         media_roots: folders besides the script's own that paths may lead to.
         commercial: whether the result is for commercial use.
         downloads: where images given by address are kept.
@@ -143,6 +158,7 @@ class ScriptSettings:
     workflows: Mapping[str, Workflow]
     fleet: Fleet
     voices: Path | None = None
+    lexicon: Path | None = None
     media_roots: Sequence[Path] = ()
     commercial: bool = False
     downloads: Downloads = field(default_factory=Downloads)
@@ -180,6 +196,7 @@ def read_script(path: Path, settings: ScriptSettings) -> Script:
         sha256=table.sha256,
         shots=tuple(shots),
         voices=check.voices,
+        readings=check.readings,
         images=check.images,
         values=check.values,
         notes=tuple(check.notes),
@@ -206,6 +223,9 @@ class _ScriptCheck:
         self.by_id: dict[str, Shot] = {}
         for shot in shots:
             self.by_id.setdefault(shot.shot_id, shot)
+        self.lexicon_path = settings.lexicon or path.parent / LEXICON
+        self.lexicon = Lexicon()
+        self.readings: dict[str, tuple[Piece, ...]] = {}
         self.registry: dict[str, Voice] = {}
         self.voices: dict[str, Voice] = {}
         self.images: dict[str, InputFile] = {}
@@ -214,6 +234,7 @@ class _ScriptCheck:
 
     def all_mistakes(self) -> Iterator[Mistake]:
         yield from self._registry_mistakes()
+        yield from self._lexicon_mistakes()
         yield from self._duplicate_mistakes()
         checks: tuple[Callable[[Shot], Iterator[Mistake]], ...] = (
             self._content_mistakes,
@@ -235,6 +256,14 @@ class _ScriptCheck:
             return
         try:
             self.registry = read_voices(self.voices_path, self.settings.media_roots)
+        except Mistakes as error:
+            yield from error.mistakes
+
+    def _lexicon_mistakes(self) -> Iterator[Mistake]:
+        if self.settings.lexicon is None and not self.lexicon_path.exists():
+            return
+        try:
+            self.lexicon = read_lexicon(self.lexicon_path)
         except Mistakes as error:
             yield from error.mistakes
 
@@ -274,10 +303,38 @@ class _ScriptCheck:
         if "<|" in shot.text or "|>" in shot.text:
             # CosyVoice skips normalisation and splitting, or fails, on its own control marks (facts, 1.1).
             yield self._at(shot, "text", quoted(shot.text), "a text without <| and |>")
-        elif not is_speakable(normalise(shot.text, shot.language)):
-            yield self._at(shot, "text", quoted(shot.text), "a text with something to say")
+        elif faults := pause_faults(shot.text):
+            expected = "pauses such as [pause 500ms] or [pause 1.5s], at most 10 s"
+            yield self._at(shot, "text", quoted(", ".join(faults)), expected)
+        else:
+            yield from self._reading_mistakes(shot)
         yield from self._voice_mistakes(shot)
         yield from self._engine_mistakes(shot)
+
+    def _reading_mistakes(self, shot: Shot) -> Iterator[Mistake]:
+        language = self._language(shot)
+        place = Place(language, shot.voice, shot.title, shot.shot_id)
+        reading = read_text(shot.text, language, self.lexicon, place)
+        self.readings[shot.shot_id] = reading
+        if not reading:
+            # Engines answer it with 200 and an empty body.
+            yield self._at(shot, "text", quoted(shot.text), "a text with something to say")
+        for piece in reading:
+            if piece.seconds > UNBREAKABLE_SECONDS:
+                found = f"{quoted(piece.written)}, {len(piece.written)} characters without a blank or a mark"
+                yield self._at(shot, "text", found, "words that an engine can say in one go")
+            if not is_speakable(piece.spoken) or "<|" in piece.spoken:
+                yield self._at(shot, "text", quoted(piece.spoken), "a reading of words (see the lexicon)")
+        if not knows_numbers_of(language) and any(c.isdigit() for piece in reading for c in piece.spoken):
+            self.notes.append(
+                f"{shot.shot_id}: its numbers go to the engine as digits, because they are not known in "
+                f"{language}; write them in words to be sure"
+            )
+
+    def _language(self, shot: Shot) -> str:
+        """The shot's language, as far as it can be told from a script that may have mistakes."""
+        voice = self.registry.get(shot.voice)
+        return shot.language or (voice.language if voice else "en")
 
     def _voice_mistakes(self, shot: Shot) -> Iterator[Mistake]:
         names = ", ".join(self.registry) or f"one of {self.voices_path.name}"
@@ -318,12 +375,15 @@ class _ScriptCheck:
                 "1, or the engine lighttts",
             )
         if shot.instruct:
-            yield self._at(
-                shot,
-                "instruct",
-                quoted(shot.instruct),
-                "nothing: no engine of this version takes instructions",
-            )
+            yield from self._instruct_mistakes(shot, engine)
+
+    def _instruct_mistakes(self, shot: Shot, engine: Engine) -> Iterator[Mistake]:
+        if shot.instruct not in INSTRUCTIONS:
+            yield self._at(shot, "instruct", quoted(shot.instruct), f"one of {', '.join(INSTRUCTIONS)}")
+        if engine.kind != "cosyvoice" or engine.model == "cosyvoice":
+            what = engine.kind if engine.kind != "cosyvoice" else "the first CosyVoice"
+            expected = "no instruction, or the engine cosyvoice with the model cosyvoice2 or cosyvoice3"
+            yield self._at(shot, "instruct", f"{quoted(shot.instruct)} with {what}", expected)
 
     def _visual_mistakes(self, shot: Shot) -> Iterator[Mistake]:
         for name in shot.params:
@@ -444,11 +504,10 @@ class _ScriptCheck:
         """A narration that the workflow cannot grow to is told now; where it is close, it is told when spoken."""
         if not workflow.needs_audio or not shot.text:
             return
-        language = shot.language or (
-            self.registry[shot.voice].language if shot.voice in self.registry else "en"
-        )
+        reading = self.readings.get(shot.shot_id, ())
+        spoken = sum(speech_seconds(piece.spoken, shot.speed) + piece.pause for piece in reading)
         try:
-            workflow.windows_for(speech_seconds(normalise(shot.text, language), language))
+            workflow.windows_for(spoken)
         except BadInput as error:
             yield self._at(shot, "text", "a long text", str(error))
 

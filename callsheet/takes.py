@@ -22,7 +22,8 @@ from callsheet.workflow import canonical
 class Check(BaseModel):
     """One thing that was measured on an attempt.
 
-    ``limit`` is the lowest and highest value that passes, None for an open end.
+    ``limit`` is the lowest and highest value that passes, None for an open end. ``piece`` is the number of
+    the piece of a narration that it was measured on, None where there is one piece only.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,6 +32,7 @@ class Check(BaseModel):
     value: float | str | None
     limit: tuple[float | None, float | None] | str | None = None
     ok: bool
+    piece: int | None = None
 
     @classmethod
     def within(cls, name: str, value: float, low: float | None = None, high: float | None = None) -> Check:
@@ -44,7 +46,8 @@ class Check(BaseModel):
         return cls(name=name, value=value, limit=wanted, ok=value == wanted)
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.value}, expected {self._limit_text()}"
+        where = "" if self.piece is None else f" of piece {self.piece + 1}"
+        return f"{self.name}{where} is {self.value}, expected {self._limit_text()}"
 
     def _limit_text(self) -> str:
         if not isinstance(self.limit, tuple):
@@ -55,8 +58,22 @@ class Check(BaseModel):
         return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
+class SpokenPiece(BaseModel):
+    """One piece of a narration in its file: where it lies, where speech is within it (seconds from the file's
+    beginning), and the gain that brings it to the common level, in dB."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: float
+    end: float
+    speech_start: float
+    speech_end: float
+    gain_db: float = 0.0
+
+
 class Attempt(BaseModel):
-    """One making of a take. ``seconds`` is the time the engine took, ``length`` that of the media."""
+    """One making of a take. ``seconds`` is the time the engine took, ``length`` that of the media as it is used:
+    of a narration, trimmed and without the pauses that the script asks for."""
 
     n: int
     file: str
@@ -67,9 +84,7 @@ class Attempt(BaseModel):
     lane: str = ""
     seconds: float = 0.0
     length: float = Field(default=0.0, description="seconds of media; 0 for a picture")
-    spoken: tuple[float, float] | None = Field(
-        default=None, description="where speech begins and ends, in seconds"
-    )
+    pieces: tuple[SpokenPiece, ...] = Field(default=(), description="of a narration: where its pieces lie")
     cost: float = 0.0
     checks: tuple[Check, ...] = ()
     error: str | None = None

@@ -17,7 +17,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
-from callsheet.media.audio import Sound, resample
+from callsheet.media.audio import FRAME_SECONDS, Sound, resample
 from callsheet.media.ffmpeg import ffmpeg_path
 from gpu_service.draw import HEAD_SIZE, HEAD_Y, Colour, Head, Storyboard, draw_head
 from gpu_service.graph import Scene
@@ -136,9 +136,9 @@ def _head_like(picture: PIL.Image.Image) -> Head:
 
 def _mouth(sound: Sound, frames: int, fps: float) -> list[float]:
     """How far the mouth is open in each frame, 0 to 1, following the sound's level."""
-    levels = sound.levels()
+    levels = sound.levels
     at = (
-        np.minimum((np.arange(frames) / fps / 0.02).astype(int), len(levels) - 1)
+        np.minimum((np.arange(frames) / fps / FRAME_SECONDS).astype(int), len(levels) - 1)
         if len(levels)
         else np.zeros(frames, int)
     )

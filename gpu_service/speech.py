@@ -36,6 +36,27 @@ async def inference_zero_shot(
     is_lighttts = stream is not None or tts_model_name is not None
     if is_lighttts and (refusal := _lighttts_refusal(stream or "false", tts_model_name or "default", speed)):
         return refusal
+    return await _speak(tts_text, prompt_text, prompt_wav, speed, is_lighttts=is_lighttts)
+
+
+@router.post("/inference_cross_lingual")
+async def inference_cross_lingual(tts_text: Annotated[str, Form()], prompt_wav: UploadFile) -> Response:
+    """CosyVoice's mode for a recording in another language: it has no transcript."""
+    return await _speak(tts_text, "", prompt_wav)
+
+
+@router.post("/inference_instruct2")
+async def inference_instruct2(
+    tts_text: Annotated[str, Form()], instruct_text: Annotated[str, Form()], prompt_wav: UploadFile
+) -> Response:
+    """CosyVoice's mode with an instruction. The draft voice follows those about speed alone."""
+    speed = next((factor for word, factor in (("快", 1.3), ("慢", 0.75)) if word in instruct_text), 1.0)
+    return await _speak(tts_text, "", prompt_wav, speed)
+
+
+async def _speak(
+    tts_text: str, prompt_text: str, prompt_wav: UploadFile, speed: float = 1.0, *, is_lighttts: bool = False
+) -> Response:
     try:
         prompt = read_prompt(await prompt_wav.read())
     except BadPrompt as error:

@@ -14,11 +14,9 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
 from callsheet.media.audio import Sound, resample
@@ -28,14 +26,16 @@ from callsheet.text import is_speakable, speech_seconds
 SAMPLE_RATE = 24_000
 _ESPEAK_RATE = 22_050
 _PEAK = 0.7
-#: Pitch of espeak-ng's male and female variant at its pitch settings 0 and 99, in Hz (measured with en-us).
-_MALE, _FEMALE = (72.0, 172.0), (154.0, 345.0)
+#: Pitch of espeak-ng's male and female variant at its pitch settings 0 and 99, in Hz, as `Sound.pitch` hears it.
+_MALE = {"en-us": (76.0, 176.0), "cmn": (67.0, 152.0)}
+_FEMALE = {"en-us": (151.0, 345.0), "cmn": (92.0, 285.0)}
 #: Above this median a voice is spoken with the female variant, in Hz.
-_FEMALE_FROM = 160.0
+_FEMALE_FROM = 140.0
+#: Of a recording whose pitch cannot be told, in Hz.
+_UNKNOWN_PITCH = 120.0
 #: Words per minute at which espeak-ng takes as long as `speech_seconds` says.
 _NATURAL_RATE = {"en-us": 120, "cmn": 180, "ja": 165, "ko": 165}
 _SCRIPTS = (("ja", re.compile(r"[぀-ヿ]")), ("ko", re.compile(r"[가-힯]")), ("cmn", re.compile(r"[一-鿿]")))
-_LANGUAGES = {"en-us": "en", "cmn": "zh", "ja": "ja", "ko": "ko"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_prompt(content: bytes) -> Prompt:
         raise BadPrompt(f"audio file format is incorrect: {rate} Hz, wav sample rate must be at least 16000")
     sound = Sound(samples.mean(axis=1, dtype=np.float32), rate)
     start, end = sound.spoken() if len(samples) else (0.0, 0.0)
-    return Prompt(sound.seconds, end - start, _median_pitch(sound))
+    return Prompt(sound.seconds, end - start, sound.pitch() or _UNKNOWN_PITCH)
 
 
 async def speak_like(prompt: Prompt, text: str, *, transcript: str, speed: float = 1.0) -> bytes:
@@ -69,11 +69,13 @@ async def speak_like(prompt: Prompt, text: str, *, transcript: str, speed: float
     if not is_speakable(text):
         return b""
     voice = next((name for name, letters in _SCRIPTS if letters.search(text)), "en-us")
-    lowest, highest = _FEMALE if prompt.pitch > _FEMALE_FROM else _MALE
+    is_female = prompt.pitch > _FEMALE_FROM
+    ranges = _FEMALE if is_female else _MALE
+    lowest, highest = ranges.get(voice, ranges["en-us"])
     pitch = 99 * math.log(max(prompt.pitch, 1) / lowest) / math.log(highest / lowest)
     spoken = await _espeak(
         text=text,
-        voice=voice + ("+f3" if lowest == _FEMALE[0] else "+m3"),
+        voice=voice + ("+f3" if is_female else "+m3"),
         rate=round(min(450, max(80, _NATURAL_RATE[voice] * _pace(prompt, transcript) * speed))),
         pitch=round(min(99, max(0, pitch))),
     )
@@ -88,30 +90,7 @@ def _pace(prompt: Prompt, transcript: str) -> float:
     """How fast the reference speaks, 1 being an unhurried narrator; kept within what stays intelligible."""
     if not transcript or prompt.spoken_seconds < 0.5:
         return 1.0
-    voice = next((name for name, letters in _SCRIPTS if letters.search(transcript)), "en-us")
-    return min(1.4, max(0.75, speech_seconds(transcript, _LANGUAGES[voice]) / prompt.spoken_seconds))
-
-
-def _median_pitch(sound: Sound) -> float:
-    """Median fundamental frequency of the voiced parts in Hz; 120 where there are none."""
-    pitches = [pitch for frame in _voiced_frames(sound) if (pitch := _pitch(frame, sound.rate))]
-    return float(np.median(pitches)) if pitches else 120.0
-
-
-def _voiced_frames(sound: Sound) -> Iterator[npt.NDArray[np.float32]]:
-    size = int(0.04 * sound.rate)
-    for start in range(0, len(sound.samples) - size, size):
-        frame = sound.samples[start : start + size]
-        if float(np.sqrt((frame**2).mean())) > 0.02:
-            yield frame - frame.mean()
-
-
-def _pitch(frame: npt.NDArray[np.float32], rate: int) -> float | None:
-    """The strongest period between 60 and 450 Hz, where the frame is periodic at all."""
-    correlation = np.correlate(frame, frame, "full")[len(frame) - 1 :]
-    shortest, longest = int(rate / 450), int(rate / 60)
-    lag = shortest + int(correlation[shortest:longest].argmax())
-    return rate / lag if correlation[lag] > 0.4 * correlation[0] else None
+    return min(1.4, max(0.75, speech_seconds(transcript) / prompt.spoken_seconds))
 
 
 async def _espeak(**request: object) -> bytes:

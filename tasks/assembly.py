@@ -29,6 +29,7 @@ from callsheet.plan import (
 )
 from callsheet.takes import Attempt, Check, sidecar_path
 from tasks.checks import settle_failure
+from tasks.narration import narration
 from tasks.policy import UNCACHED
 from tasks.production import Production
 
@@ -76,11 +77,11 @@ async def assembly_bench() -> None:
 async def clip_parts(production: Production, shot: ShotPlan) -> ClipParts:
     """What the shot's clip is built from, as local files."""
     takes = production.batch.takes
-    narration = takes[shot.speech].take.length if shot.speech else None
+    spoken = shot.narration_seconds(takes[shot.speech].take) if shot.speech else None
     pictures = tuple([await production.take(key) for key in shot.pictures])
-    seconds = clip_seconds(shot.shot, narration, sum(takes[key].take.length for key in shot.pictures))
+    seconds = clip_seconds(shot.shot, spoken, sum(takes[key].take.length for key in shot.pictures))
     return ClipParts(
-        narration=await production.take(shot.speech) if shot.speech else None,
+        narration=await narration(production, shot.speech, shot.pauses) if shot.speech else None,
         pictures=pictures,
         canvas=shot.canvas,
         seconds=seconds,

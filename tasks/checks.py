@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import soundfile
 from prefect import task
 from prefect.logging import get_run_logger
 
-from callsheet.engines.speech import SAMPLE_RATES
-from callsheet.errors import reason_of
+from callsheet.engines.speech import LIGHTTTS_SAMPLE_RATE, SAMPLE_RATES
+from callsheet.errors import HostFault, reason_of
 from callsheet.fleet import Lane
-from callsheet.media.audio import check_speech, read_sound
+from callsheet.media.audio import read_sound
+from callsheet.media.narration import narration_seconds
+from callsheet.media.speech import Line, Measured, Neighbours, check_line, measure
 from callsheet.media.video import check_image, check_video, probe_video
 from callsheet.plan import PictureInputs, SpeechInputs, Step
-from callsheet.takes import Attempt, Check, Sidecar, sidecar_path
+from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece, sidecar_path
 from tasks.policy import UNCACHED
 from tasks.production import Made, Production
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was found in one attempt.
+
+    Attributes:
+        length: seconds of media as it will be used; 0 for a picture.
+        pieces: of a narration, where its pieces lie.
+        measured: of a narration, each piece as a neighbour of the lines to come.
+    """
+
+    checks: tuple[Check, ...]
+    length: float
+    pieces: tuple[SpokenPiece, ...] = ()
+    measured: tuple[Measured, ...] = ()
+
+
 @task(name="check_take", task_run_name="check {step_name}", **UNCACHED)
-async def check_take(step_name: str, key: str, lane_name: str, path: str, windows: int) -> list[Check]:
-    """What is measured on one attempt."""
+async def check_take(
+    step_name: str, key: str, lane_name: str, path: str, windows: int, ends: list[float]
+) -> Findings:
+    """What is found in one attempt. ``ends`` are those of a narration's pieces in its file, in seconds."""
     production = Production.current()
-    return await asyncio.to_thread(
-        _checks, production.step(key), production.lane(lane_name), Path(path), windows
-    )
+    step, lane = production.step(key), production.lane(lane_name)
+    if step.kind == "speech":
+        return await asyncio.to_thread(_check_narration, production, step, lane, Path(path), ends)
+    return await asyncio.to_thread(_check_picture, step, Path(path), windows)
 
 
 async def keep_attempt(
@@ -34,6 +57,7 @@ async def keep_attempt(
 ) -> None:
     """Checks what was made, keeps it in the store, and settles whether it is the take."""
     try:
+        await _refuse_twins(production, step, lane, made)
         async with production.bench:
             attempt = await _attempt(production, step, lane, made, seconds, cost)
         if attempt.faults:
@@ -44,6 +68,9 @@ async def keep_attempt(
         async with production.changing() as batch:
             sidecar = batch.add_attempt(step, attempt)
         await _commit(production, step, sidecar)
+    except HostFault as fault:
+        production.recordings.pop(step.key, None)
+        await settle_failure(production, step, lane, fault)
     except Exception as error:
         await settle_failure(production, step, None, error)
 
@@ -60,8 +87,19 @@ async def settle_failure(production: Production, step: Step, lane: Lane | None, 
             batch.queue.fail(step, None, fault)
 
 
+async def _refuse_twins(production: Production, step: Step, lane: Lane, made: Made) -> None:
+    """Raises HostFault where the host answered two different texts at once with the same bytes."""
+    for recording in made.recordings:
+        if (other := await recording.flight.twin()) is not None:
+            raise HostFault(
+                f"{lane.host.name}/{lane.engine.name} answered two texts with the same bytes, "
+                f'"{recording.flight.text[:60]}" and "{other[:60]}"'
+            )
+
+
 async def _commit(production: Production, step: Step, sidecar: Sidecar | None) -> None:
     if sidecar is not None:
+        production.recordings.pop(step.key, None)
         await production.commit(step, sidecar, sidecar_path(step.kind, step.key))
 
 
@@ -79,35 +117,85 @@ async def _attempt(
     }
     if made.path is None:
         return Attempt(file="", sha256="", bytes=0, error=made.error, **known)
-    checks = await check_take(step.name, step.key, lane.name, str(made.path), made.windows)
-    length, spoken = await asyncio.to_thread(_length, step, made.path)
+    ends, at = [], 0.0
+    for recording in made.recordings:
+        at += recording.seconds
+        ends.append(at)
+    found = await check_take(step.name, step.key, lane.name, str(made.path), made.windows, ends)
+    if step.kind == "speech":
+        _learn(production, step, found)
     kept = await production.keep(step, n, made.path)
-    return Attempt(length=length, spoken=spoken, checks=tuple(checks), **known, **kept)
+    return Attempt(length=found.length, pieces=found.pieces, checks=found.checks, **known, **kept)
 
 
-def _checks(step: Step, lane: Lane, path: Path, windows: int) -> list[Check]:
+def _learn(production: Production, step: Step, found: Findings) -> None:
+    """Keeps the pieces that passed for a retake, and remembers how they sound; the others are asked for anew."""
+    neighbours = _neighbours(production, step)
+    bad = {check.piece or 0 for check in found.checks if not check.ok}
+    for number, measured in enumerate(found.measured):
+        if number in bad:
+            production.recordings.get(step.key, {}).pop(number, None)
+        else:
+            neighbours.add(measured)
+
+
+def _neighbours(production: Production, step: Step) -> Neighbours:
+    assert isinstance(step.inputs, SpeechInputs)
+    # An instruction changes how a voice sounds: those lines are neighbours of each other.
+    who = f"{step.inputs.voice.voice} {step.inputs.instruct} {step.inputs.language}"
+    return production.neighbours.setdefault((who, step.engine, step.revision), Neighbours())
+
+
+def _check_narration(
+    production: Production, step: Step, lane: Lane, path: Path, ends: list[float]
+) -> Findings:
+    """Each piece of a narration, and where speech is in it."""
     inputs = step.inputs
-    if isinstance(inputs, SpeechInputs):
-        rate = SAMPLE_RATES[lane.engine.model] if lane.engine.kind == "cosyvoice" else 24_000
-        return check_speech(
-            path, text=inputs.text, language=inputs.language, speed=inputs.speed, sample_rate=rate
+    assert isinstance(inputs, SpeechInputs)
+    try:
+        sound = read_sound(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        return Findings((Check(name="readable", value=str(error), ok=False),), 0.0)
+    rate = SAMPLE_RATES[lane.engine.model] if lane.engine.kind == "cosyvoice" else LIGHTTTS_SAMPLE_RATE
+    profile, neighbours = production.profile(inputs.voice), _neighbours(production, step)
+    checks: list[Check] = []
+    pieces: list[SpokenPiece] = []
+    measured: list[Measured] = []
+    start = 0.0
+    for number, (text, end) in enumerate(zip(inputs.pieces, ends, strict=True)):
+        part = sound.between(start, end)
+        line = Line(text, rate, inputs.speed, profile)
+        found = measure(part, line)
+        piece_checks = [*check_line(part, line, found), *neighbours.check(found, line)]
+        checks += [
+            check.model_copy(update={"piece": number}) if len(ends) > 1 else check for check in piece_checks
+        ]
+        pieces.append(
+            SpokenPiece(
+                start=round(start, 4),
+                end=round(end, 4),
+                speech_start=round(start + found.start, 4),
+                speech_end=round(start + found.end, 4),
+                gain_db=found.gain_db,
+            )
         )
+        measured.append(found)
+        start = end
+    length = round(narration_seconds(pieces), 4)
+    return Findings(tuple(checks), length, tuple(pieces), tuple(measured))
+
+
+def _check_picture(step: Step, path: Path, windows: int) -> Findings:
+    inputs = step.inputs
     assert isinstance(inputs, PictureInputs)
     width, height = inputs.size
     if step.kind == "image":
-        return check_image(path, width=width, height=height)
+        return Findings(tuple(check_image(path, width=width, height=height)), 0.0)
     workflow = inputs.workflow
     frames = workflow.frames_of_windows(windows) if inputs.audio else workflow.frames(inputs.values)
-    return check_video(path, width=width, height=height, frames=frames, fps=inputs.fps)
-
-
-def _length(step: Step, path: Path) -> tuple[float, tuple[float, float] | None]:
-    """Seconds of media, and for speech where it begins and ends; zero where it cannot be read."""
+    checks = check_video(path, width=width, height=height, frames=frames, fps=inputs.fps)
     try:
-        if step.kind == "speech":
-            sound = read_sound(path)
-            start, end = sound.spoken()
-            return round(sound.seconds, 4), (round(start, 3), round(end, 3))
-        return (0.0 if step.kind == "image" else round(probe_video(path, look=False).seconds, 4)), None
+        length = round(probe_video(path, look=False).seconds, 4)
     except (RuntimeError, av.FFmpegError, ValueError, OSError):
-        return 0.0, None
+        length = 0.0  # it cannot be read, which the checks say
+    return Findings(tuple(checks), length)

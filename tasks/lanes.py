@@ -16,6 +16,7 @@ from callsheet.engines.http import Unreachable
 from callsheet.errors import BadOutput, CallsheetError, HostFault, reason_of
 from callsheet.fleet import Lane
 from callsheet.plan import Step
+from tasks.canary import hear_canary
 from tasks.checks import keep_attempt, settle_failure
 from tasks.hosts import engine_name
 from tasks.policy import UNCACHED, delays
@@ -65,10 +66,13 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     """One step on this lane. What it made is checked and kept beside the lane, which goes on meanwhile."""
     logger = get_run_logger()
     logger.info("%s: %s on %s", production.batch.name, step.name, lane.name)
-    started = time.monotonic()
     made: Made | None = None
     failure: Exception | None = None
+    started = time.monotonic()
     try:
+        if step.kind == "speech":
+            await hear_canary(production, lane, step)
+            started = time.monotonic()
         run = TASK_OF[step.kind].with_options(retry_delay_seconds=delays())
         made = await run(step.name, step.key, lane.name)
     except Unreachable as error:

@@ -16,20 +16,23 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from callsheet.batch import Batch
 from callsheet.engines.comfyui import ComfyUI
-from callsheet.engines.speech import CosyVoice
+from callsheet.engines.speech import CosyVoice, Recording
 from callsheet.errors import StoreFault
 from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
+from callsheet.media.audio import read_sound
+from callsheet.media.speech import Neighbours, VoiceProfile, profile_of
 from callsheet.plan import Step
 from callsheet.resume import journal_path
 from callsheet.store import Store
 from callsheet.takes import Sidecar, attempt_path
+from callsheet.voices import Voice
 
 Client = CosyVoice | ComfyUI
 
@@ -60,13 +63,22 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 class Made:
     """What an engine made: a file in the scratch folder, or None and the error; and the seed it used.
 
-    ``windows`` is how far the graph of an avatar was grown.
+    ``windows`` is how far the graph of an avatar was grown; ``recordings`` are the pieces of a narration.
     """
 
     path: Path | None
     seed: int | None
     windows: int = 1
     error: str | None = None
+    recordings: tuple[Recording, ...] = ()
+
+
+@dataclass
+class Canary:
+    """How many lines an engine spoke since its last canary; None before the first. One lane at a time sees to it."""
+
+    lines: int | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Production:
@@ -79,6 +91,13 @@ class Production:
         self.clients: dict[str, Client] = {}
         #: Checks, assembly and uploads are bounded by this, and never hold a lane.
         self.bench = asyncio.Semaphore(max(2, os.cpu_count() or 2))
+        #: Pieces of narrations that are spoken and not found bad, by step and number: a retry or a retake asks
+        #: for the others only.
+        self.recordings: dict[str, dict[int, Recording]] = {}
+        self.canaries: dict[str, Canary] = {}
+        #: The lines that passed, by voice, engine and revision.
+        self.neighbours: dict[tuple[str, str, str], Neighbours] = {}
+        self._profiles: dict[str, VoiceProfile] = {}
         self._journal = journal_path(batch.name, run_id)
         self._journalled = 0
         self._changed = asyncio.Condition()
@@ -120,6 +139,13 @@ class Production:
             self._changed.notify_all()
         if seen := _watcher.get():
             seen.changed(self.batch)
+
+    def profile(self, voice: Voice) -> VoiceProfile:
+        """How the voice speaks in its recording; listened to once."""
+        if voice.voice not in self._profiles:
+            recording = read_sound(voice.prompt_audio.path)
+            self._profiles[voice.voice] = profile_of(recording, voice.transcript)
+        return self._profiles[voice.voice]
 
     def scratch_file(self, step: Step, suffix: str) -> Path:
         """A new name in the scratch folder."""

@@ -27,6 +27,7 @@ from callsheet.manifest import (
     deliverable_names,
 )
 from callsheet.media.captions import Cue, make_cues, write_captions
+from callsheet.media.narration import spoken_windows
 from callsheet.media.video import poster
 from callsheet.plan import ShotPlan
 from callsheet.report.page import report_files
@@ -130,9 +131,11 @@ class _Publisher:
         """The shot's captions, in its clip's time; made once."""
         shot_id = shot.shot.shot_id
         if shot_id not in self.cues:
-            speech = self.batch.takes[shot.speech].take if shot.speech else None
-            spoken = (speech.spoken or (0.0, speech.length)) if speech else (0.0, 0.0)
-            self.cues[shot_id] = make_cues(shot.text, shot.language, *spoken) if speech else []
+            self.cues[shot_id] = []
+            if shot.speech:
+                windows = spoken_windows(self.batch.takes[shot.speech].take.pieces, shot.pauses)
+                for piece, window in zip(shot.reading, windows, strict=True):
+                    self.cues[shot_id] += make_cues(piece.written, shot.language, *window)
         return self.cues[shot_id]
 
     async def _deliver(self, sidecar: Sidecar, name: str) -> str:

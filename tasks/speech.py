@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import numpy as np
+import soundfile
 from prefect import task
 
-from callsheet.engines.speech import CosyVoice, SpeechRequest
+from callsheet.engines.speech import CosyVoice, Recording, SpeechRequest
+from callsheet.media.speech import longest_seconds
 from callsheet.plan import SpeechInputs
+from callsheet.text import speech_seconds
 from tasks.hosts import engine_name
 from tasks.policy import RETRIED
 from tasks.production import Made, Production
@@ -15,21 +20,43 @@ from tasks.production import Made, Production
 
 @task(name="synthesize_speech", task_run_name="{step_name}", **RETRIED)
 async def synthesize_speech(step_name: str, key: str, lane_name: str) -> Made:
-    """Asks the lane's server for the narration and writes it as WAV into the scratch folder."""
+    """Asks the lane's server for each piece of the narration that is not there yet, one after the other.
+
+    The take is all pieces in one WAV file, as the server sent them.
+    """
     production = Production.current()
     step, lane = production.step(key), production.lane(lane_name)
     inputs, client = step.inputs, production.clients[engine_name(lane)]
     assert isinstance(inputs, SpeechInputs)
     assert isinstance(client, CosyVoice)
-    recording = await client.synthesize(
-        SpeechRequest(
-            text=inputs.text,
-            prompt_text=inputs.voice.transcript,
-            prompt_audio=inputs.voice.prompt_audio.path,
-            speed=inputs.speed,
-            expected_seconds=step.seconds,
-        )
-    )
+    spoken = production.recordings.setdefault(key, {})
+    for number, piece in enumerate(inputs.pieces):
+        if number not in spoken or spoken[number].sample_rate != client.sample_rate:
+            spoken[number] = await client.synthesize(
+                speech_request(inputs, piece, step.seconds / len(inputs.pieces))
+            )
+    recordings = tuple(spoken[number] for number in range(len(inputs.pieces)))
     target = production.scratch_file(step, ".wav")
-    await asyncio.to_thread(recording.save, target)
-    return Made(target, seed=None)
+    await asyncio.to_thread(_save, recordings, target)
+    return Made(target, seed=None, recordings=recordings)
+
+
+def speech_request(inputs: SpeechInputs, text: str, engine_seconds: float) -> SpeechRequest:
+    """One piece of a narration, as a server is asked for it."""
+    return SpeechRequest(
+        text=text,
+        prompt_text=inputs.voice.transcript,
+        prompt_audio=inputs.voice.prompt_audio.path,
+        mode=inputs.mode,
+        instruct=inputs.instruct,
+        speed=inputs.speed,
+        # A short piece of a step is not quicker than its share; a long one takes what it takes.
+        expected_seconds=max(engine_seconds, speech_seconds(text, inputs.speed)),
+        longest_seconds=longest_seconds(text, inputs.speed),
+    )
+
+
+def _save(recordings: tuple[Recording, ...], path: Path) -> None:
+    pcm = b"".join(recording.pcm for recording in recordings)
+    samples = np.frombuffer(pcm, dtype="<i2")
+    soundfile.write(str(path), samples, recordings[0].sample_rate, subtype="PCM_16", format="WAV")

@@ -15,6 +15,7 @@ from callsheet.media.video import last_frame
 from callsheet.plan import PictureInputs
 from callsheet.workflow import Value
 from tasks.hosts import engine_name
+from tasks.narration import narration
 from tasks.policy import RETRIED
 from tasks.production import Made, Production
 
@@ -56,9 +57,10 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     if inputs.image is not None:
         values["IMAGE"] = await client.upload(await _image(production, inputs), HOST_FOLDER)
     if inputs.audio is not None:
-        narration = production.batch.takes[inputs.audio].take
-        values["AUDIO"] = await client.upload(await production.local(narration.file), HOST_FOLDER)
-        windows = inputs.workflow.windows_for(narration.length + inputs.pause_after)
+        spoken = await narration(production, inputs.audio, inputs.pauses)
+        values["AUDIO"] = await client.upload(spoken, HOST_FOLDER)
+        seconds = production.batch.takes[inputs.audio].take.length + sum(inputs.pauses)
+        windows = inputs.workflow.windows_for(seconds + inputs.pause_after)
     graph = inputs.workflow.render(values, windows)
     try:
         output = await client.run(graph, inputs.workflow.output, prompt_id, step.seconds)

@@ -1,13 +1,13 @@
-"""Checks of speech, and sound as samples.
+"""Sound as samples: read, measured, resampled.
 
-checks = check_speech(Path("take.wav"), text="Hello.", language="en", speed=1.0, sample_rate=24_000)
-all(check.ok for check in checks)
+sound = read_sound(Path("take.wav"))
+sound.seconds, sound.spoken(), sound.pitch()
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -15,22 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from callsheet.takes import Check
-from callsheet.text import plausible_seconds
-
 Samples = npt.NDArray[np.float32]
 
 #: The rate of every clip and programme, in Hz: what video players and publishers expect.
 OUTPUT_RATE = 48_000
-#: Gate G4: quieter than this (RMS of the whole, dBFS) is silence.
-SILENT_DBFS = -45.0
-#: A frame this much below the loudest is no speech; at least this share of frames must be speech.
+#: A frame this much below the loudest holds no speech, and one below the floor never does, in dB.
 ACTIVE_RANGE_DB = 40.0
-LEAST_ACTIVE = 0.3
-#: Gate G3: this many samples in a row at full scale are clipping.
-CLIPPED_RUN = 3
-FULL_SCALE = 0.9995
-_FRAME_SECONDS = 0.02
+FLOOR_DBFS = -60.0
+FRAME_SECONDS = 0.01
+#: A sound at the edge that is shorter than this, and apart from the rest, is a click and no speech.
+_CLICK_FRAMES, _APART_FRAMES = 3, 5
+#: Pitch is looked for between these, in Hz, in frames of this length.
+LOWEST_PITCH, HIGHEST_PITCH = 60.0, 450.0
+_PITCH_FRAME_SECONDS = 0.04
+_PITCH_RATE = 8_000
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,85 @@ class Sound:
     def seconds(self) -> float:
         return len(self.samples) / self.rate
 
-    def levels(self) -> npt.NDArray[np.float64]:
-        """RMS of each 20 ms, in dBFS, shape (frames,); silence is -120."""
-        size = max(1, int(self.rate * _FRAME_SECONDS))
-        whole = self.samples[: len(self.samples) // size * size].astype(np.float64).reshape(-1, size)
-        return np.asarray(10 * np.log10(np.maximum((whole**2).mean(axis=1), 1e-12)))
+    def between(self, start: float, end: float) -> Sound:
+        """The part from ``start`` to ``end``, in seconds."""
+        return Sound(self.samples[max(0, round(start * self.rate)) : round(end * self.rate)], self.rate)
+
+    @cached_property
+    def levels(self) -> npt.NDArray[np.float32]:
+        """RMS of each 10 ms, in dBFS, shape (frames,); silence is -120."""
+        size = max(1, int(self.rate * FRAME_SECONDS))
+        whole = self.samples[: len(self.samples) // size * size].reshape(-1, size)
+        power = np.einsum("ij,ij->i", whole, whole) / size
+        return np.asarray(10 * np.log10(np.maximum(power, 1e-12)), np.float32)
+
+    @cached_property
+    def active(self) -> npt.NDArray[np.bool_]:
+        """Which 10 ms hold speech, shape (frames,)."""
+        return np.asarray(self.levels > max(self.levels.max(initial=-120.0) - ACTIVE_RANGE_DB, FLOOR_DBFS))
 
     def spoken(self) -> tuple[float, float]:
-        """Where speech begins and ends, in seconds; the whole where there is none to be told apart."""
-        levels = self.levels()
-        loud = np.flatnonzero(levels > max(levels.max(initial=-120.0) - ACTIVE_RANGE_DB, -60.0))
-        if not loud.size:
+        """Where speech begins and ends, in seconds; the whole where there is none to be told apart.
+
+        A click at either edge is none of it.
+        """
+        starts, ends = runs_of(self.active)
+        if not starts.size:
             return 0.0, self.seconds
-        return float(loud[0]) * _FRAME_SECONDS, min(self.seconds, float(loud[-1] + 1) * _FRAME_SECONDS)
+        first, last = 0, len(starts) - 1
+        while first < last and _is_click(starts[first], ends[first], starts[first + 1] - ends[first]):
+            first += 1
+        while last > first and _is_click(starts[last], ends[last], starts[last] - ends[last - 1]):
+            last -= 1
+        return float(starts[first]) * FRAME_SECONDS, min(self.seconds, float(ends[last]) * FRAME_SECONDS)
+
+    def pitch(self) -> float | None:
+        """Median fundamental frequency of the voiced parts, in Hz; None where there are hardly any."""
+        step = max(1, round(self.rate / _PITCH_RATE))
+        rate = self.rate / step
+        size = int(_PITCH_FRAME_SECONDS * rate)
+        # Averaging `step` samples is filter enough for a pitch below 450 Hz.
+        low = self.samples[: len(self.samples) // step * step].reshape(-1, step).mean(axis=1)
+        frames = low[: len(low) // size * size].reshape(-1, size)
+        frames = frames[np.sqrt((frames**2).mean(axis=1)) > _VOICED_RMS]
+        if len(frames) < _VOICED_FRAMES:
+            return None
+        frames = frames - frames.mean(axis=1, keepdims=True)
+        spectrum = np.fft.rfft(frames, 2 * size, axis=1)
+        correlation = np.fft.irfft(np.abs(spectrum) ** 2, axis=1)[:, :size]
+        # The overlap shrinks with the lag, which would favour octaves above.
+        correlation = correlation / (size - np.arange(size)) * size
+        shortest, longest = int(rate / HIGHEST_PITCH), min(int(rate / LOWEST_PITCH), size - size // 4)
+        here = correlation[:, shortest:longest]
+        peaks = (here >= correlation[:, shortest - 1 : longest - 1]) & (
+            here >= correlation[:, shortest + 1 : longest + 1]
+        )
+        # Every multiple of the period fits as well as the period: the first that fits nearly as well as the best is it.
+        peaks &= here > 0.85 * here.max(axis=1, keepdims=True)
+        peaks &= here > 0.4 * correlation[:, :1]
+        periodic = peaks.any(axis=1)
+        if periodic.sum() < _VOICED_FRAMES:
+            return None
+        lags = shortest + peaks.argmax(axis=1)[periodic]
+        return float(np.median(rate / _vertex(correlation[periodic], lags)))
+
+
+#: Quieter frames are not looked at for pitch, and fewer voiced ones than these (0.2 s) tell nothing.
+_VOICED_RMS = 0.01
+_VOICED_FRAMES = 5
+
+
+def _vertex(curves: npt.NDArray[np.floating], at: npt.NDArray[np.intp]) -> npt.NDArray[np.floating]:
+    """Where a parabola through each curve's peak and its neighbours is highest: finer than a sample."""
+    rows = np.arange(len(at))
+    before, peak, after = (curves[rows, at + offset] for offset in (-1, 0, 1))
+    bend = before - 2 * peak + after
+    shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, -1.0), 0.0)
+    return np.asarray(at + shift)
+
+
+def _is_click(start: int, end: int, silence: int) -> bool:
+    return end - start <= _CLICK_FRAMES and silence >= _APART_FRAMES
 
 
 def read_sound(path: Path) -> Sound:
@@ -65,36 +129,18 @@ def read_sound(path: Path) -> Sound:
     return Sound(samples.mean(axis=1, dtype=np.float32), rate)
 
 
-def check_speech(path: Path, *, text: str, language: str, speed: float, sample_rate: int) -> list[Check]:
-    """Gates G0, G1, G3 and G4 of the ladder in the facts (4.2), on one recording."""
-    try:
-        sound = read_sound(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        return [Check(name="readable", value=str(error), ok=False)]
-    return list(_speech_checks(sound, text, language, speed, sample_rate))
-
-
-def _speech_checks(sound: Sound, text: str, language: str, speed: float, sample_rate: int) -> Iterator[Check]:
-    yield Check.within("sample_rate_hz", float(sound.rate), sample_rate, sample_rate)
-    shortest, longest = plausible_seconds(text, language, speed)
-    yield Check.within("seconds", sound.seconds, round(shortest, 3), round(longest, 3))
-    levels = sound.levels()
-    if not levels.size:
-        yield Check(name="rms_dbfs", value=None, limit=(SILENT_DBFS, None), ok=False)
-        return
-    rms = 10 * np.log10(max(float((sound.samples.astype(np.float64) ** 2).mean()), 1e-12))
-    yield Check.within("rms_dbfs", rms, SILENT_DBFS)
-    active = levels > max(float(levels.max()) - ACTIVE_RANGE_DB, -60.0)
-    yield Check.within("active_share", float(active.mean()), LEAST_ACTIVE)
-    yield Check.within(
-        "clipped_run_samples", float(longest_run(np.abs(sound.samples) >= FULL_SCALE)), 0, CLIPPED_RUN - 1
-    )
-
-
 def longest_run(flags: npt.NDArray[np.bool_]) -> int:
     """The length of the longest run of True."""
+    if not flags.any():
+        return 0
+    starts, ends = runs_of(flags)
+    return int((ends - starts).max())
+
+
+def runs_of(flags: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where runs of True begin, and where they have ended; both of shape (runs,)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+    return edges[::2], edges[1::2]
 
 
 def resample(sound: Sound, rate: int = OUTPUT_RATE) -> Sound:

@@ -103,7 +103,7 @@ def _tokens(text: str, language: str) -> list[_Token]:
     for word_number, word in enumerate(text.split()):
         for number, piece in enumerate(_atoms(word, limit)):
             pieces.append((piece, number == 0 and word_number > 0))
-    return [_Token(piece, space, speech_seconds(piece, language)) for piece, space in pieces]
+    return [_Token(piece, space, speech_seconds(piece)) for piece, space in pieces]
 
 
 def _atoms(word: str, limit: int) -> list[str]:

@@ -88,14 +88,7 @@ def test_long_narration_is_covered_by_clips_that_follow_each_other(plan: Callabl
         assert after.needs == (before.key,)
         assert after.after == (shot.speech,)
     # 81 frames of 16 per second each; the first frame of each but the first repeats the one before.
-    assert len(steps) == 1 + -(-round((sum_speech(made) - 81 / 16) * 16) // 80)
-
-
-def sum_speech(plan: Plan) -> float:
-    from callsheet.text import speech_seconds
-
-    shot = plan.shots["a"]
-    return speech_seconds(shot.text, shot.language)
+    assert len(steps) == 1 + -(-round((shot.spoken_seconds - 81 / 16) * 16) // 80)
 
 
 def test_number_of_clips_follows_the_narration_once_it_is_spoken(plan: Callable[..., Plan]) -> None:

@@ -23,7 +23,7 @@ def step(
     seconds: float = 1.0,
     after: tuple[str, ...] = (),
 ) -> Step:
-    inputs = ClipInputs(None, None, None, None, 0.0)
+    inputs = ClipInputs(None, (), None, None, None, 0.0)
     revision = "callsheet-1" if engine == ASSEMBLY else "r"
     return Step(
         key, "video", key, engine, revision, signature, inputs, needs=needs, after=after, seconds=seconds

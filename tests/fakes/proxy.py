@@ -26,6 +26,7 @@ class _Rule:
     path: str
     fault: Fault
     times: int
+    after: int
 
 
 class FaultyProxy:
@@ -41,9 +42,9 @@ class FaultyProxy:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
-    def fail(self, path: str, fault: Fault, times: int = 1) -> None:
-        """Spoils the next ``times`` requests whose path contains ``path``."""
-        self._rules.append(_Rule(path, fault, times))
+    def fail(self, path: str, fault: Fault, times: int = 1, after: int = 0) -> None:
+        """Spoils ``times`` requests whose path contains ``path``, once ``after`` of them have passed."""
+        self._rules.append(_Rule(path, fault, times, after))
 
     def count(self, path: str, method: str = "") -> int:
         """How many requests of this path (and method) came in."""
@@ -90,7 +91,9 @@ class FaultyProxy:
 
     def _fault_for(self, line: str) -> Fault | None:
         for rule in self._rules:
-            if rule.times and rule.path in line:
+            if rule.after and rule.path in line:
+                rule.after -= 1
+            elif rule.times and rule.path in line:
                 rule.times -= 1
                 return rule.fault
         return None

@@ -20,6 +20,8 @@ from tests.fakes.proxy import Fault, FaultyProxy
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 LINE = {"shot_id": "a", "text": "The keeper lit the lamp at six.", "voice": "anna"}
+#: Before its first line an engine is asked for one sentence.
+CANARY = 1
 PICTURE = {"shot_id": "p", "visual": "flux_dev", "prompt": "a lamp", "width": 256, "height": 256}
 
 
@@ -117,10 +119,10 @@ async def test_broken_answer_is_asked_for_again_and_costs_no_take(
     studio: Callable[..., Studio], proxy: FaultyProxy, fault: Fault
 ) -> None:
     mine = studio(host=proxy.url)
-    proxy.fail("/inference_zero_shot", fault, times=2)
+    proxy.fail("/inference_zero_shot", fault, times=2, after=CANARY)
     summary = await mine.run(LINE)
     assert (summary.done, summary.needs_review) == (1, 0)
-    assert proxy.count("/inference_zero_shot") == 3
+    assert proxy.count("/inference_zero_shot") == CANARY + 3
     (speech,) = mine.sidecars("speech")
     assert len(speech.attempts) == 1
 
@@ -130,9 +132,9 @@ async def test_host_that_hangs_is_asked_again(
 ) -> None:
     monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.02")  # 60 s become 1.2
     mine = studio(host=proxy.url)
-    proxy.fail("/inference_zero_shot", "hang")
+    proxy.fail("/inference_zero_shot", "hang", after=CANARY)
     assert (await mine.run(LINE)).done == 1
-    assert proxy.count("/inference_zero_shot") == 2
+    assert proxy.count("/inference_zero_shot") == CANARY + 2
 
 
 async def test_shot_whose_host_never_answers_well_fails_by_name_and_the_others_are_published(
@@ -185,7 +187,7 @@ async def test_cut_download_of_a_picture_costs_no_second_prompt(
 
 async def test_silent_take_is_made_again(studio: Callable[..., Studio], proxy: FaultyProxy) -> None:
     mine = studio(host=proxy.url)
-    proxy.fail("/inference_zero_shot", "silence")
+    proxy.fail("/inference_zero_shot", "silence", after=CANARY)
     summary = await mine.run(LINE)
     (speech,) = mine.sidecars("speech")
     assert (speech.chosen, speech.needs_review, len(speech.attempts)) == (1, False, 2)
@@ -198,10 +200,14 @@ async def test_take_that_never_passes_is_kept_for_review(
     studio: Callable[..., Studio], proxy: FaultyProxy
 ) -> None:
     mine = studio(host=proxy.url)
-    proxy.fail("/inference_zero_shot", "silence", times=100)
+    proxy.fail("/inference_zero_shot", "silence", times=100, after=CANARY)
     summary = await mine.run(LINE, PICTURE, retakes=1)
     (speech,) = mine.sidecars("speech")
-    assert (speech.needs_review, len(speech.attempts), proxy.count("/inference_zero_shot")) == (True, 2, 2)
+    assert (speech.needs_review, len(speech.attempts), proxy.count("/inference_zero_shot")) == (
+        True,
+        2,
+        CANARY + 2,
+    )
     assert (summary.done, summary.needs_review, summary.failed) == (2, 1, [])
     assert [shot.shot_id for shot in mine.manifest.shots if shot.needs_review] == ["a"]
 
