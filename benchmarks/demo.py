@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from callsheet.engines.comfyui import ComfyUI
-from callsheet.engines.speech import CosyVoice, LightTTS, SpeechRequest
+from callsheet.engines.requests import speech_request
+from callsheet.engines.speech import CosyVoice, LightTTS
 from callsheet.fleet import Lane, read_fleet
 from callsheet.inputs import InputFile
 from callsheet.media.audio import read_sound
@@ -92,8 +93,7 @@ async def _lane(
 async def _speech(client: CosyVoice, step: Step, folder: Path) -> Path:
     inputs = step.inputs
     assert isinstance(inputs, SpeechInputs)
-    voice = inputs.voice
-    recording = await client.synthesize(SpeechRequest(inputs.text, voice.transcript, voice.prompt_audio.path))
+    recording = await client.synthesize(speech_request(inputs, inputs.text, step.seconds))
     recording.save(folder / f"{step.key}.wav")
     return folder / f"{step.key}.wav"
 

@@ -11,7 +11,7 @@ async with LightTTSServer.load("a10-1").client() as client:
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, HttpUrl, SecretStr
 
@@ -148,5 +148,11 @@ def server_of(engine: Engine) -> Server:
         token = SecretStr(os.environ[engine.token_env])
     if engine.kind == "comfyui":
         return ComfyUIServer(url=engine.url, revision=engine.revision, window=engine.window, token=token)
-    kind = CosyVoiceServer if engine.kind == "cosyvoice" else LightTTSServer
-    return kind(url=engine.url, revision=engine.revision, model=engine.model, slots=engine.slots, token=token)
+    known: dict[str, Any] = {
+        "url": engine.url, "revision": engine.revision, "model": engine.model, "slots": engine.slots, "token": token,
+    }  # fmt: skip
+    return (
+        CosyVoiceServer(**known)
+        if engine.kind == "cosyvoice"
+        else LightTTSServer(**known, style=engine.style)
+    )

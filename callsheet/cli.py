@@ -3,6 +3,7 @@
     callsheet plan data/demo.csv                   what is to be done, how long it takes, what it costs
     callsheet text data/demo.csv                   how each line will be spoken
     callsheet run data/demo.csv --store out        do it
+    callsheet hosts --fleet fleet.toml --full      whether the hosts are well
     callsheet report demo --store out              what it came to, and where its report is
 
 Exit codes: 0 all done, 1 some shots failed, 2 bad input or settings, 3 budget reached, 130 interrupted.
@@ -66,6 +67,7 @@ Workflows = Annotated[Path | None, typer.Option(help="Folder of the workflows.")
 Commercial = Annotated[
     bool, typer.Option("--commercial", help="Refuse engines and voices that forbid commercial use.")
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -138,7 +140,7 @@ def run(
     retakes: Annotated[
         int, typer.Option(min=0, max=10, help="How often a take that fails its checks is made again.")
     ] = 2,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show Prefect's log.")] = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Produce a batch: make what is missing, check it, assemble it, publish it."""
@@ -160,8 +162,7 @@ def run(
         open_store(store)
     if not fleet.startswith("block:"):
         parameters.plan(read_fleet(fleet))
-    if not verbose:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    _quiet_unless(verbose)
     summary = _run(parameters)
     _print_summary(summary)
     if as_json:
@@ -169,6 +170,36 @@ def run(
     if any(shot.error == Budget.__name__ for shot in summary.failed):
         raise typer.Exit(BUDGET)
     raise typer.Exit(SHOTS_FAILED if summary.failed else DONE)
+
+
+@app.command()
+def hosts(
+    fleet: Fleet = "draft",
+    full: Annotated[
+        bool, typer.Option("--full", help="Let each speech engine say a sentence, and listen to it.")
+    ] = False,
+    voices: Annotated[Path, typer.Option(help="Path of voices.csv, for --full.")] = Path("data/voices.csv"),
+    voice: Annotated[
+        str, typer.Option(help="Whose voice says it; the first of the file when not given.")
+    ] = "",
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask every engine of a fleet whether it is well; exit code 1 where one is not."""
+    _quiet_unless(verbose)
+    from flows import local  # noqa: PLC0415
+    from flows.check_hosts import CheckHostsParameters  # noqa: PLC0415
+
+    found = local.hosts(CheckHostsParameters(fleet=fleet, full=full, voices=voices, voice=voice))
+    if as_json:
+        print(json.dumps({"engines": [health.model_dump() for health in found]}))
+    else:
+        table = Table(*found[0].row())
+        table.columns[0].no_wrap = True
+        for health in found:
+            table.add_row(*(escape(cell) for cell in health.row().values()))
+        Console(highlight=False).print(table)
+    raise typer.Exit(DONE if all(health.ok for health in found) else SHOTS_FAILED)
 
 
 @app.command()
@@ -243,6 +274,12 @@ def _parameters(
         raise BadInput(
             "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors())
         ) from None
+
+
+def _quiet_unless(verbose: bool) -> None:
+    """Keeps Prefect's log off the terminal; before Prefect is imported."""
+    if not verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def _run(parameters: ProduceParameters) -> Summary:

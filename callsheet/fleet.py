@@ -72,6 +72,9 @@ class Engine(BaseModel):
         default="cosyvoice2",
         description="Which CosyVoice model a speech server holds: it decides rate and prompt form.",
     )
+    style: str = Field(
+        default="default", description="Which of a LightTTS server's styles (fine-tuned voices) speaks."
+    )
     slots: int = Field(default=1, ge=1, le=64, description="Requests in flight at once; each is a lane.")
     window: int = Field(
         default=1, ge=1, le=8, description="Prompts queued on a lane, the running one included."

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from callsheet.inputs import InputFile, MediaRoots, Mistake, Mistakes, quoted
 from callsheet.table import Table, mistakes_of, read_table
+from callsheet.text import speech_seconds
 
 #: CosyVoice asserts a prompt of at most 30 s; in LightTTS a longer one ends the encode loop for good.
 LONGEST_PROMPT = 30.0
@@ -30,6 +31,9 @@ SHORTEST_PROMPT = 1.0
 LOWEST_SAMPLE_RATE = 16_000
 #: Below this peak (of full scale) there is no voice in the recording.
 SILENT_PEAK = 0.01
+
+#: How much faster or slower than unhurried narration a person may speak (and 2 s of silence beside).
+FASTER, SLOWER = 3.0, 3.0
 
 GIVEN = ("yes", "true", "1", "given", "synthetic")
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
@@ -120,6 +124,22 @@ class Voice(BaseModel):
             )
         if not samples.size or float(np.abs(samples).max()) < SILENT_PEAK:
             yield self._mistake("audio", f"{quoted(self.audio)}, which is silent", "a recording of the voice")
+        elif float(np.abs(samples.mean(axis=1)).max()) < SILENT_PEAK:
+            # Servers average the channels: a voice recorded with one of them turned round is gone then.
+            found = f"{quoted(self.audio)}, whose channels cancel each other"
+            yield self._mistake("audio", found, "a mono recording, or channels in phase")
+        elif SHORTEST_PROMPT <= seconds <= LONGEST_PROMPT:
+            yield from self._transcript_mistakes(seconds)
+
+    def _transcript_mistakes(self, seconds: float) -> Iterator[Mistake]:
+        """A transcript that cannot be that of the recording: what it says too much or too little is spoken in every line."""
+        expected = speech_seconds(self.transcript)
+        if not expected / FASTER < seconds < expected * SLOWER + 2.0:
+            yield self._mistake(
+                "transcript",
+                f"{quoted(self.transcript, 40)}, which takes about {expected:.0f} s to say, for {seconds:.1f} s of sound",
+                "word for word what the recording says",
+            )
 
     def _mistake(self, column: str, found: str, expected: str) -> Mistake:
         return Mistake(self._file, found, expected, self._row, column)

@@ -13,8 +13,10 @@ from typing import Any, cast
 
 from prefect.exceptions import TerminationSignal
 
+from callsheet.health import Health
 from callsheet.manifest import Summary
 from callsheet.parameters import ProduceParameters
+from flows.check_hosts import CheckHostsParameters, check_hosts
 from flows.produce import produce
 from flows.server import prefect_server
 from tasks.production import Watcher, watched_by
@@ -41,12 +43,26 @@ def run(parameters: ProduceParameters, *, watcher: Watcher, announce: Callable[[
         raise Terminated from None
 
 
+def hosts(parameters: CheckHostsParameters) -> list[Health]:
+    """Checks a fleet's hosts. Raises CallsheetError where that could not be done."""
+
+    async def check() -> Any:
+        async with prefect_server():
+            state: Any = await check_hosts(parameters, return_state=True)
+        return await state.aresult(raise_on_failure=False)
+
+    return cast(list[Health], _or_raise(asyncio.run(check())))
+
+
+def _or_raise(outcome: Any) -> Any:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
 async def _run(parameters: ProduceParameters, watcher: Watcher, announce: Callable[[str], None]) -> Summary:
     async with prefect_server() as ui:
         announce(ui)
         with watched_by(watcher):
             state: Any = await produce(parameters, return_state=True)
-    outcome = await state.aresult(raise_on_failure=False)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return cast(Summary, outcome)
+    return cast(Summary, _or_raise(await state.aresult(raise_on_failure=False)))

@@ -6,12 +6,20 @@ async with open_hosts(fleet, lanes) as clients:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from blocks.engines import server_of
+from callsheet.canary import listen
+from callsheet.engines.speech import CosyVoice
+from callsheet.errors import CallsheetError, reason_of
 from callsheet.fleet import Fleet, Lane
+from callsheet.health import Health
+from callsheet.media.audio import read_sound
+from callsheet.media.speech import profile_of
 from callsheet.process import served_by
+from callsheet.voices import Voice
 from tasks.production import Client
 
 
@@ -35,3 +43,19 @@ async def open_hosts(fleet: Fleet, lanes: Sequence[Lane]) -> AsyncIterator[dict[
             if name in needed and name not in clients:
                 clients[name] = await stack.enter_async_context(server_of(lane.engine).client(name))
         yield clients
+
+
+async def check_engine(name: str, lane: Lane, client: Client, voice: Voice | None) -> Health:
+    """How an engine is: whether it answers, what it lists and, with a voice, whether it speaks."""
+    kind = lane.engine.kind
+    try:
+        await client.ready()
+        if not isinstance(client, CosyVoice):
+            return Health.of(name, kind, [], None)
+        models = await client.models()
+        if voice is None:
+            return Health.of(name, kind, models, None)
+        profile = profile_of(await asyncio.to_thread(read_sound, voice.prompt_audio.path), voice.transcript)
+        return Health.of(name, kind, models, await listen(client, voice, profile))
+    except CallsheetError as error:
+        return Health(engine=name, kind=kind, ok=False, reason=reason_of(error))

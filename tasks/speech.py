@@ -9,10 +9,9 @@ import numpy as np
 import soundfile
 from prefect import task
 
-from callsheet.engines.speech import CosyVoice, Recording, SpeechRequest
-from callsheet.media.speech import longest_seconds
+from callsheet.engines.requests import speech_request
+from callsheet.engines.speech import CosyVoice, Recording
 from callsheet.plan import SpeechInputs
-from callsheet.text import speech_seconds
 from tasks.hosts import engine_name
 from tasks.policy import RETRIED
 from tasks.production import Made, Production
@@ -39,21 +38,6 @@ async def synthesize_speech(step_name: str, key: str, lane_name: str) -> Made:
     target = production.scratch_file(step, ".wav")
     await asyncio.to_thread(_save, recordings, target)
     return Made(target, seed=None, recordings=recordings)
-
-
-def speech_request(inputs: SpeechInputs, text: str, engine_seconds: float) -> SpeechRequest:
-    """One piece of a narration, as a server is asked for it."""
-    return SpeechRequest(
-        text=text,
-        prompt_text=inputs.voice.transcript,
-        prompt_audio=inputs.voice.prompt_audio.path,
-        mode=inputs.mode,
-        instruct=inputs.instruct,
-        speed=inputs.speed,
-        # A short piece of a step is not quicker than its share; a long one takes what it takes.
-        expected_seconds=max(engine_seconds, speech_seconds(text, inputs.speed)),
-        longest_seconds=longest_seconds(text, inputs.speed),
-    )
 
 
 def _save(recordings: tuple[Recording, ...], path: Path) -> None:

@@ -136,6 +136,28 @@ def proxy(draft_host: str) -> Iterator[FaultyProxy]:
         yield proxy
 
 
+def test_text_shows_what_will_be_spoken_before_anything_is_paid(write_script: Callable[..., Path]) -> None:
+    script = write_script(
+        LINE | {"text": "Dr. Hale paid $3.50. [pause 1s] He left."}, LINE | {"shot_id": "b"}
+    )
+    shown = callsheet("text", script)
+    assert shown.returncode == 0, shown.stderr
+    assert "a  Dr. Hale paid $3.50.  [pause 1 s]" in shown.stdout
+    assert " → Doctor Hale paid three dollars and fifty cents." in shown.stdout
+    assert "3 pieces, 1 read otherwise than written" in shown.stdout
+    changed = callsheet("text", script, "--changed", "--json")
+    assert json.loads(changed.stdout.splitlines()[-1])["lines"] == [
+        {
+            "shot_id": "a",
+            "written": "Dr. Hale paid $3.50.",
+            "spoken": "Doctor Hale paid three dollars and fifty cents.",
+            "pause": 1.0,
+        }
+    ]
+    broken = callsheet("text", write_script(LINE | {"text": "<|x|>"}))
+    assert (broken.returncode, broken.stdout) == (2, "")
+
+
 @pytest.mark.slow
 def test_run_tells_its_result_and_a_second_one_makes_nothing(
     write_script: Callable[..., Path], tmp_path: Path
@@ -311,4 +333,4 @@ def test_two_runs_of_one_batch_at_once_do_not_pay_twice(
 def test_help_names_every_command() -> None:
     result = callsheet("--help")
     assert result.returncode == 0
-    assert all(command in result.stdout for command in ("plan", "run", "report"))
+    assert all(command in result.stdout for command in ("plan", "text", "run", "hosts", "report"))

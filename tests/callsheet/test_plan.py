@@ -7,7 +7,7 @@ import pytest
 
 from callsheet.fleet import Fleet, read_fleet
 from callsheet.parameters import ProduceParameters
-from callsheet.plan import PictureInputs, Plan, clip_seconds, frames_for
+from callsheet.plan import PictureInputs, Plan, SpeechInputs, clip_seconds, frames_for
 from tests.conftest import VOICE_ROWS, write_csv, write_fleet
 
 Write = Callable[..., Path]
@@ -186,3 +186,50 @@ def test_estimate_counts_what_is_left_and_what_it_costs(plan: Callable[..., Plan
     done = {made.shots["p"].pictures[0]}
     assert {row.engine: (row.steps, row.done) for row in made.estimates(done)}["comfyui"] == (1, 1)
     assert {row.engine: row.cost for row in made.estimates(done)}["comfyui"] == 0
+
+
+def speech_inputs(made: Plan, shot_id: str = "a") -> SpeechInputs:
+    inputs = made.steps[str(made.shots[shot_id].speech)].inputs
+    assert isinstance(inputs, SpeechInputs)
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("columns", "mode"),
+    [
+        ({"engine": "cosyvoice"}, "zero_shot"),
+        ({"engine": "cosyvoice", "language": "en-GB"}, "zero_shot"),
+        ({"engine": "cosyvoice", "language": "de"}, "cross_lingual"),
+        ({"engine": "cosyvoice", "language": "de", "instruct": "happy"}, "instruct2"),
+        ({"engine": "lighttts", "language": "de"}, "zero_shot"),
+    ],
+)
+def test_a_line_is_asked_for_in_the_mode_that_fits_it(
+    plan: Callable[..., Plan], columns: dict[str, str], mode: str
+) -> None:
+    assert speech_inputs(plan(SPOKEN | columns)).mode == mode
+
+
+def test_pauses_change_the_clip_and_the_avatar_and_not_the_speech(plan: Callable[..., Plan]) -> None:
+    picture = {"shot_id": "p", "visual": "flux_dev", "prompt": "x"}
+
+    def keys(text: str) -> list[str]:
+        made = plan(SPOKEN | {"text": text, "visual": "wan_s2v", "prompt": "x", "image": "shot:p"}, picture)
+        shot = made.shots["a"]
+        return [str(shot.speech), shot.pictures[0], shot.clip]
+
+    one, two = keys("He left. [pause 1s] It rained."), keys("He left. [pause 2s] It rained.")
+    assert one[0] == two[0]
+    assert one[1] != two[1]
+    assert one[2] != two[2]
+    made = plan(SPOKEN | {"text": "He left. [pause 2s] It rained."})
+    assert made.shots["a"].spoken_seconds > 2.0
+    assert made.shots["a"].text == "He left. It rained."
+
+
+def test_how_it_is_said_is_part_of_the_key_and_how_it_is_written_is_not(plan: Callable[..., Plan]) -> None:
+    def key(**columns: str) -> str:
+        return str(plan(SPOKEN | columns).shots["a"].speech)
+
+    assert key(text="He paid $5.") == key(text="He paid five dollars.")
+    assert key(engine="cosyvoice", instruct="happy") != key(engine="cosyvoice", instruct="sad")

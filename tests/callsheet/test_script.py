@@ -2,8 +2,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
+import soundfile
 
 from callsheet.download import Downloads
 from callsheet.fleet import Fleet, read_fleet
@@ -312,3 +314,74 @@ def test_address_that_cannot_be_read_is_a_mistake_of_its_row(
     told = mistakes(read, write_script(row), downloads=Downloads(tmp_path / "inputs"))
     assert "row 2, column image" in told[0]
     assert not list((tmp_path / "inputs").iterdir())
+
+
+def test_instructions_are_those_that_cosyvoice_was_trained_with(
+    read: Callable[..., Script], write_script: Write
+) -> None:
+    fine = LINE | {"engine": "cosyvoice", "instruct": "happy"}
+    assert read(write_script(fine)).shots[0].instruct == "happy"
+    told = mistakes(read, write_script(fine | {"instruct": "like a pirate"}))
+    assert 'column instruct: found "like a pirate"; expected one of dialect-guangdong' in told[0]
+    told = mistakes(read, write_script(fine | {"engine": "lighttts"}))
+    assert 'found "happy" with lighttts; expected no instruction, or the engine cosyvoice' in told[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("A [pause 5 minutes] B", "expected pauses such as [pause 500ms]"),
+        (
+            "x" * 900,
+            "900 characters without a blank or a mark; expected words that an engine can say in one go",
+        ),
+        ("… !", "expected a text with something to say"),
+        ("[pause 2s]", "expected a text with something to say"),
+    ],
+)
+def test_text_that_an_engine_breaks_on_is_told(
+    read: Callable[..., Script], write_script: Write, text: str, told: str
+) -> None:
+    assert told in mistakes(read, write_script(LINE | {"text": text}))[0]
+
+
+def test_a_lexicon_beside_the_script_is_used_and_its_mistakes_are_told(
+    read: Callable[..., Script], write_script: Write, script_folder: Path
+) -> None:
+    script = write_script(LINE | {"text": "Nguyen paid $5."})
+    write_csv(script_folder / "lexicon.csv", [{"word": "Nguyen", "reading": "win"}])
+    assert [piece.spoken for piece in read(script).readings["a"]] == ["win paid five dollars."]
+    write_csv(
+        script_folder / "lexicon.csv",
+        [{"word": "a", "reading": ""}, {"word": "b", "reading": "c", "scope": "voice:"}, {"word": "b", "reading": "d"},
+         {"word": "b", "reading": "e"}],
+    )  # fmt: skip
+    told = mistakes(read, script)
+    assert len(told) == 3
+    assert "lexicon.csv row 2, column reading" in told[0]
+    assert "expected nothing, a language tag such as en, voice:NAME" in told[1]
+    assert 'row 5, column word: found "b" a second time' in told[2]
+
+
+def test_numbers_of_a_language_nobody_here_counts_in_are_noted(
+    read: Callable[..., Script], write_script: Write
+) -> None:
+    script = read(write_script(LINE | {"language": "sw", "text": "Jumla ni 12."}))
+    assert "a: its numbers go to the engine as digits" in script.notes[0]
+
+
+def test_recordings_that_spoil_every_line_are_refused(
+    read: Callable[..., Script], write_script: Write, script_folder: Path
+) -> None:
+    tone = np.sin(np.arange(4 * 16_000) / 5)
+    soundfile.write(script_folder / "anna.wav", np.stack([tone, -tone], axis=1) * 0.4, 16_000)
+    assert "whose channels cancel each other" in mistakes(read, write_script(LINE))[0]
+    write_tone(script_folder / "anna.wav", 4.0)
+    rows = [
+        VOICE_ROWS[0] | {"transcript": "A transcript of quite another, far longer recording than this. " * 5}
+    ]
+    write_csv(script_folder / "voices.csv", rows)
+    assert (
+        "for 4.0 s of sound; expected word for word what the recording says"
+        in mistakes(read, write_script(LINE))[0]
+    )

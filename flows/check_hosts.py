@@ -1,0 +1,76 @@
+"""Are the hosts of a fleet well? Each engine is asked what costs nothing, and with ``full`` made to work.
+
+    from flows.check_hosts import CheckHostsParameters, check_hosts
+
+    state = await check_hosts(CheckHostsParameters(fleet="fleet.toml", full=True), return_state=True)
+
+From a terminal it is ``callsheet hosts``. The flow run fails where an engine is not well, and names each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, ConfigDict, Field
+
+from blocks.fleet import open_fleet
+from callsheet.errors import BadInput, CallsheetError
+from callsheet.voices import Voice, read_voices
+from tasks.hosts import check_engine, engine_name, open_hosts
+
+
+class CheckHostsParameters(BaseModel):
+    """Settings of the flow `check_hosts`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fleet: str = Field(
+        default="draft", description="The hosts: draft, the path of a fleet file, or block:gpu-fleet/NAME."
+    )
+    full: bool = Field(
+        default=False,
+        description="Whether each speech engine says a sentence, which is listened to; it costs it seconds.",
+    )
+    voices: Path = Field(
+        default=Path("data/voices.csv"), description="Path of voices.csv: whose voice says the sentence."
+    )
+    voice: str = Field(default="", description="Which voice; the first of the file where empty.")
+
+
+@flow(name="check_hosts", flow_run_name="check hosts of {parameters.fleet}", persist_result=False)
+async def check_hosts(parameters: CheckHostsParameters) -> State[Any]:
+    """Asks every engine of the fleet, all at once; its table is an artifact of the run."""
+    try:
+        fleet = await open_fleet(parameters.fleet)
+        voice = await asyncio.to_thread(_voice, parameters) if parameters.full else None
+        engines = {engine_name(lane): lane for lane in fleet.lanes()}
+        async with open_hosts(fleet, list(engines.values())) as clients:
+            found = await asyncio.gather(
+                *(check_engine(name, lane, clients[name], voice) for name, lane in engines.items())
+            )
+    except CallsheetError as error:
+        return Failed(message=str(error), data=error)
+    await acreate_table_artifact(
+        table=[health.row() for health in found],
+        key="hosts",
+        description=f"Engines of the fleet {parameters.fleet}",
+    )
+    ill = [health for health in found if not health.ok]
+    if ill:
+        reasons = "; ".join(f"{health.engine}: {health.reason}" for health in ill)
+        return Failed(message=f"{len(ill)} of {len(found)} engines are not well. {reasons}", data=found)
+    return Completed(message=f"{len(found)} engines are well", data=found)
+
+
+def _voice(parameters: CheckHostsParameters) -> Voice:
+    voices: dict[str, Voice] = read_voices(parameters.voices)
+    name = parameters.voice or next(iter(voices), "")
+    if name not in voices:
+        raise BadInput(f'voice: found "{name}"; expected one of {", ".join(voices) or "a file with voices"}')
+    return voices[name]
