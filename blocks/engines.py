@@ -17,6 +17,7 @@ from pydantic import Field, HttpUrl, SecretStr
 
 from blocks.base import CallsheetBlock
 from callsheet.engines.comfyui import ComfyUI
+from callsheet.engines.http import TokenPlace
 from callsheet.engines.speech import CosyVoice, LightTTS
 from callsheet.errors import BadInput
 from callsheet.fleet import Engine
@@ -124,10 +125,14 @@ class ComfyUIServer(CallsheetBlock):
     )
     window: int = Field(default=1, ge=1, description="Prompts queued at once, the running one included.")
     token: SecretStr | None = Field(default=None, description="Token that the tunnel asks for.")
+    token_place: TokenPlace = Field(default="header", description="Where the tunnel looks for the token.")
+    token_name: str = Field(default="token", description="Name of the query field or cookie with the token.")
 
     def client(self, name: str = "comfyui") -> ComfyUI:
         """The core's client; ``name`` is what error messages call it."""
-        return ComfyUI(self.url, name=name, token=self.token)
+        return ComfyUI(
+            self.url, name=name, token=self.token, token_place=self.token_place, token_name=self.token_name
+        )
 
 
 Server = CosyVoiceServer | LightTTSServer | ComfyUIServer
@@ -147,7 +152,10 @@ def server_of(engine: Engine) -> Server:
             )
         token = SecretStr(os.environ[engine.token_env])
     if engine.kind == "comfyui":
-        return ComfyUIServer(url=engine.url, revision=engine.revision, window=engine.window, token=token)
+        return ComfyUIServer(
+            url=engine.url, revision=engine.revision, window=engine.window, token=token,
+            token_place=engine.token_place, token_name=engine.token_name,
+        )  # fmt: skip
     known: dict[str, Any] = {
         "url": engine.url, "revision": engine.revision, "model": engine.model, "slots": engine.slots, "token": token,
     }  # fmt: skip

@@ -88,6 +88,10 @@ class Engine(BaseModel):
     )
     restart_command: str = Field(default="", description="How to restart this engine, where we may.")
     token_env: str = Field(default="", description="Name of the environment variable that holds the token.")
+    token_place: Literal["header", "query", "cookie"] = Field(
+        default="header", description="Where a proxy before a ComfyUI looks for the token."
+    )
+    token_name: str = Field(default="token", description="Name of the query field or cookie with the token.")
 
     @property
     def facts(self) -> EngineKind:
@@ -218,7 +222,7 @@ DRAFT_HOST = Host(
     engines=(
         Engine(kind="cosyvoice", revision="draft-1", slots=1, relative_speed=5),
         Engine(kind="lighttts", revision="draft-1", slots=1, relative_speed=1.3),
-        Engine(kind="comfyui", revision="draft-1", slots=1, relative_speed=40),
+        Engine(kind="comfyui", revision="draft-1", slots=1, window=2, relative_speed=40),
     ),
 )
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -19,10 +20,16 @@ from gpu_service.speech import router as speech_routes
 SIGNATURES = Path(__file__).with_name("object_info.json")
 
 
+def draft_signatures() -> dict[str, Any]:
+    """The nodes that a draft host has, as ``/object_info`` gives them."""
+    signatures: dict[str, Any] = json.loads(SIGNATURES.read_text("utf-8"))
+    return signatures
+
+
 def draft_app(workflows: dict[str, Workflow]) -> FastAPI:
     """The draft host, having every model that ``workflows`` declare. Its files are gone when it stops."""
     folder = tempfile.TemporaryDirectory(prefix="callsheet-draft-")
-    comfy = ComfyUI(Path(folder.name), json.loads(SIGNATURES.read_text("utf-8")), workflows)
+    comfy = ComfyUI(Path(folder.name), draft_signatures(), workflows)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ slot once and keeps it for many steps, because a slot for each step leaves GPUs 
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from prefect import task
@@ -39,11 +40,18 @@ async def gpu_lane(lane_name: str) -> int:
     """Pulls steps until there is nothing left that this lane could do. Returns how many it did."""
     production = Production.current()
     lane = production.lane(lane_name)
+    if not await _is_ready(production, lane):
+        return 0
+    # As many steps at once as the engine's window: while one runs, the next one's inputs are there and it is queued.
+    return sum(await asyncio.gather(*(_pull(production, lane) for _ in range(lane.engine.window))))
+
+
+async def _pull(production: Production, lane: Lane) -> int:
+    """Does one step after the other until there is none left. Returns how many."""
     done = 0
-    if await _is_ready(production, lane):
-        while step := await production.next_step(lane):
-            await _do(production, step, lane)
-            done += 1
+    while step := await production.next_step(lane):
+        await _do(production, step, lane)
+        done += 1
     return done
 
 
@@ -80,6 +88,8 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     except Exception as error:  # whatever it was, it costs its shot and not the batch
         failure = error
     seconds = time.monotonic() - started
+    if made is not None and made.seconds is not None:
+        seconds = made.seconds
     async with production.changing() as batch:
         cost = batch.charge(step, lane, seconds)
     if made is not None:

@@ -63,7 +63,8 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 class Made:
     """What an engine made: a file in the scratch folder, or None and the error; and the seed it used.
 
-    ``windows`` is how far the graph of an avatar was grown; ``recordings`` are the pieces of a narration.
+    ``windows`` is how far the graph of an avatar was grown; ``recordings`` are the pieces of a narration;
+    ``seconds`` is how long the engine worked, where it says so itself (a prompt may have waited before it).
     """
 
     path: Path | None
@@ -71,6 +72,7 @@ class Made:
     windows: int = 1
     error: str | None = None
     recordings: tuple[Recording, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass

@@ -48,7 +48,7 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     inputs, client = step.inputs, production.clients[engine_name(lane)]
     assert isinstance(inputs, PictureInputs)
     assert isinstance(client, ComfyUI)
-    prompt_id = str(uuid.uuid4())
+    prompt_id = await client.claim(key, production.batch.attempt_number(step))
     seed = production.batch.seed_of(step)
     values: dict[str, Value] = {**inputs.values, "SEED": seed}
     # A name of its own for each prompt: a cached prompt points at the first one's file (facts, 1.5).
@@ -68,8 +68,8 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
         await client.free()
         raise
     target = production.scratch_file(step, Path(output.filename).suffix.lower() or suffix)
-    await client.download(output, target)
-    return Made(target, seed, windows)
+    await client.download(output, target, prompt_id)
+    return Made(target, seed, windows, seconds=output.seconds)
 
 
 async def _image(production: Production, inputs: PictureInputs) -> Path:

@@ -1,11 +1,12 @@
 """Client of ComfyUI: uploads inputs, runs a graph, brings its result home whole.
 
 HTTP is the truth: a prompt is finished when its history says so (facts, 1.3), and one that is
-neither in history nor in the queue is lost, not done.
+neither in history nor in the queue is lost, not done. The websocket only hastens the next look.
 
     async with ComfyUI("http://127.0.0.1:8188", name="a10-1/comfyui") as comfy:
         image = await comfy.upload(Path("frame.png"), folder="callsheet")
-        output = await comfy.run(graph, output_node="50", prompt_id=str(uuid.uuid4()), expected_seconds=70)
+        prompt_id = await comfy.claim("9f…", 0)
+        output = await comfy.run(graph, output_node="50", prompt_id=prompt_id, expected_seconds=70)
         await comfy.download(output, Path("take.mp4"))
 """
 
@@ -16,8 +17,7 @@ import contextlib
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,37 +25,79 @@ from typing import Any, Self
 import httpx
 from pydantic import SecretStr
 
-from callsheet.engines.http import ANSWER_SECONDS, open_client, refuse, translated_faults, waiting
-from callsheet.errors import BadInput, BadOutput, CallsheetError, HostFault, HostLacks, OutOfMemory, Transient
+from callsheet.engines.comfyui_answers import Interrupted, Lost, Output, fault_of, find_output, refusal
+from callsheet.engines.comfyui_progress import ProgressFeed, Watch
+from callsheet.engines.http import (
+    ANSWER_SECONDS,
+    TokenPlace,
+    credentials,
+    open_client,
+    refuse,
+    translated_faults,
+    waiting,
+)
+from callsheet.errors import CallsheetError, HostFault, HostLacks, Transient
 from callsheet.timing import scaled
 from callsheet.workflow import Graph
+
+__all__ = ["ComfyUI", "Interrupted", "Lost", "Output", "PromptState"]
 
 #: Between two looks at the history: quick for a draft, gentle for a real clip.
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.05, 2.0
 #: Seconds before a broken download is begun again.
 DOWNLOAD_PAUSES = (1.0, 4.0)
-#: A prompt may run for this long, or for this many times what is expected, counted from its start.
+#: A prompt may run for this long, or for this many times what is expected, counted from its start. Once
+#: the host has shown how long it really takes, the second pair holds, of that.
 RUN_SECONDS, RUN_FACTOR = 600.0, 20.0
-#: Inputs of a node whose value is the name of a model file: not in the list means not on this host.
-MODEL_INPUTS = ("_name", "model", "lora", "unet", "clip_name1", "clip_name2")
+KNOWN_SECONDS, KNOWN_FACTOR = 180.0, 6.0
+#: A prompt whose progress stands still for this long, or this many times what is expected, hangs. Loading a
+#: 14B model or a long VAE decode shows no progress either: 20 to 60 s on a good disk (facts 7.2).
+STALL_SECONDS, STALL_FACTOR = 300.0, 3.0
+#: How long a prompt may take to give way when it is interrupted: between two steps, not within a node.
+GIVE_WAY_SECONDS = 60.0
+#: aiohttp's limit where the server does not tell its own.
+MAX_UPLOAD = 100 << 20
+#: The names of prompts: attempts of a take have ids of their own, the same in every run.
+_NAMESPACE = uuid.UUID("5f0c1a52-7f5e-4b53-9d5c-6d7f6c9f1e55")
+#: So many failed prompts of one attempt are passed over.
+_SUBMISSIONS = 50
 
 
-@dataclass(frozen=True)
-class Output:
-    """A file that a graph saved on the host."""
+class PromptState(StrEnum):
+    """Where a prompt is.
 
-    filename: str
-    subfolder: str
-    type: str
+    SUBMITTING → PENDING → RUNNING → SUCCEEDED | FAILED | INTERRUPTED | LOST. A lost one is submitted again.
+    """
+
+    UNKNOWN = "unknown"
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
 
 
 class ComfyUI:
     """One ComfyUI server."""
 
-    def __init__(self, url: str, *, name: str, token: SecretStr | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        token: SecretStr | None = None,
+        token_place: TokenPlace = "header",  # noqa: S107  a place, not a token
+        token_name: str = "token",  # noqa: S107  the name of a field
+    ) -> None:
         self.name = name
-        self._client_id = uuid.uuid4().hex
-        self._http = open_client(url, token)
+        self._http = open_client(url, token, token_place, token_name)
+        headers, params = credentials(token, token_place, token_name)
+        self._feed = ProgressFeed(url, headers=headers, params=params)
+        self._features: dict[str, Any] | None = None
+        self._has_jobs: bool | None = None
+        #: How many times as long as expected this host takes; None until it has shown it.
+        self._slowness: float | None = None
+        self._spoilt: set[str] = set()
 
     async def ready(self) -> None:
         """Raises where the server is not there or something else answers. Costs it nothing."""
@@ -66,12 +108,22 @@ class ComfyUI:
             if "X-Portal-Placeholder" in answer.headers or "devices" not in answer.text:
                 raise Transient(f"{self.name}: something answers, but it is no ComfyUI yet")
 
+    async def object_info(self) -> dict[str, Any]:
+        """The signatures of all nodes that the server has, as `callsheet.preflight` reads them."""
+        return await self._get("/object_info")
+
     async def upload(self, path: Path, folder: str) -> str:
         """Brings a file to the host's input folder and returns the name by which a graph loads it.
 
         The name is the content's hash: the same file is stored once, another one never replaces it.
+
+        Raises:
+            HostLacks: the file is larger than the server takes.
         """
         content = await asyncio.to_thread(path.read_bytes)
+        limit = int((await self._known_features()).get("max_upload_size") or MAX_UPLOAD)
+        if len(content) > limit:
+            raise self._too_large(path, len(content), limit)
         name = hashlib.sha256(content).hexdigest()[:32] + path.suffix.lower()
         with translated_faults(self.name):
             answer = await self._http.post(
@@ -80,71 +132,88 @@ class ComfyUI:
                 data={"type": "input", "subfolder": folder, "overwrite": "true"},
                 timeout=waiting(120),
             )
+            if answer.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+                raise self._too_large(path, len(content), limit)
             await refuse(self.name, answer)
-            stored = answer.json()
-        return f"{stored['subfolder']}/{stored['name']}" if stored["subfolder"] else str(stored["name"])
+        stored = self._json(answer)
+        return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
+
+    async def claim(self, key: str, attempt: int) -> str:
+        """The id under which an attempt of a take is submitted.
+
+        It follows from key and attempt alone, so a run that was killed finds its prompt again, whether it
+        waits, runs or is done, and does not pay for it twice. Ids of prompts that failed are passed over.
+        """
+        for number in range(_SUBMISSIONS):
+            prompt_id = str(uuid.uuid5(_NAMESPACE, f"{key}.{attempt}.{number}"))
+            state = await self.state(prompt_id)
+            if prompt_id not in self._spoilt and state not in (PromptState.FAILED, PromptState.INTERRUPTED):
+                return prompt_id
+        raise HostFault(f"{self.name}: {_SUBMISSIONS} prompts of one take failed")
+
+    async def state(self, prompt_id: str) -> PromptState:
+        """Where a prompt is: asked of the history, the queue, and the history again, as it may move between them."""
+        if entry := await self._history(prompt_id):
+            return _state_of(entry, self.name)
+        if place := await self._place(prompt_id):
+            return place
+        entry = await self._history(prompt_id)
+        return _state_of(entry, self.name) if entry else PromptState.UNKNOWN
 
     async def run(self, graph: Graph, output_node: str, prompt_id: str, expected_seconds: float) -> Output:
-        """Runs a graph and waits for what its output node saves.
+        """Runs a graph and waits for what its output node saves. A prompt that the server knows is not sent again.
 
         Raises:
             BadInput: the graph is refused for what it asks.
             HostLacks: it is refused for a model file or a node that is not there.
             OutOfMemory, HostFault: the GPU's memory is full, or the GPU is at fault.
             BadOutput: a node failed, or the prompt ended without a result.
-            Transient: the prompt was lost (the server restarted), interrupted, or took too long.
+            Lost, Interrupted, Transient: the server has forgotten it, somebody stopped it, or it took too long.
         """
-        try:
-            await self._submit(graph, prompt_id)
-        except Transient:
-            # The answer was lost, perhaps not the prompt: asked again, it would be paid for twice.
-            if not await self._knows(prompt_id):
+        self._feed.start()
+        with self._feed.watching(prompt_id) as watch:
+            if await self.state(prompt_id) is PromptState.UNKNOWN:
+                await self._submit_once(graph, prompt_id)
+            try:
+                entry = await self._follow(prompt_id, expected_seconds, watch)
+            except asyncio.CancelledError:
+                with contextlib.suppress(CallsheetError, TimeoutError):
+                    await asyncio.wait_for(self.cancel(prompt_id), scaled(ANSWER_SECONDS))
                 raise
-        try:
-            entry = await self._wait(prompt_id, expected_seconds)
-        except asyncio.CancelledError:
-            with contextlib.suppress(CallsheetError, TimeoutError):
-                await asyncio.wait_for(self.cancel(prompt_id), scaled(ANSWER_SECONDS))
-            raise
-        if fault := _fault_of(entry, self.name):
+        if fault := fault_of(entry, self.name):
             raise fault
-        return self._find_output(entry, output_node)
+        try:
+            output = find_output(entry, output_node, self.name)
+        except CallsheetError:
+            self._spoilt.add(prompt_id)  # to be run anew, not to be found again
+            raise
+        self._learn(output.seconds, expected_seconds)
+        return output
 
-    async def download(self, output: Output, target: Path) -> None:
+    async def download(self, output: Output, target: Path, prompt_id: str = "") -> None:
         """Brings a result home: under a temporary name, and whole.
 
-        A download that breaks is begun again, a few times: the prompt was paid for, the bytes are not.
+        A download that breaks is begun again, a few times: the prompt was paid for, the bytes are not. Where
+        the file is gone, ``prompt_id`` is not found again.
         """
         for pause in DOWNLOAD_PAUSES:
             try:
-                return await self._download(output, target)
+                return await self._download(output, target, prompt_id)
             except Transient:
+                if prompt_id in self._spoilt:
+                    raise
                 await asyncio.sleep(scaled(pause))
-        await self._download(output, target)
-
-    async def _download(self, output: Output, target: Path) -> None:
-        part = target.with_name(target.name + ".part")
-        where = {"filename": output.filename, "subfolder": output.subfolder, "type": output.type}
-        with translated_faults(self.name):
-            async with self._http.stream("GET", "/view", params=where, timeout=waiting(60)) as answer:
-                if answer.status_code == httpx.codes.NOT_FOUND:
-                    raise Transient(f"{self.name}: the result {output.filename} is not on the host any more")
-                await refuse(self.name, answer)
-                with part.open("wb") as file:
-                    async for chunk in answer.aiter_bytes():
-                        file.write(chunk)
-                    size = file.tell()
-        announced = answer.headers.get("content-length")
-        if size == 0 or (announced is not None and int(announced) != size):
-            raise Transient(f"{self.name}: {output.filename} came cut: {size} of {announced} bytes")
-        part.replace(target)
+        await self._download(output, target, prompt_id)
 
     async def cancel(self, prompt_id: str) -> None:
         """Takes a prompt out of the queue, or interrupts it where it is the one that runs."""
         with translated_faults(self.name):
+            if await self._knows_jobs():
+                await self._http.post(f"/api/jobs/{prompt_id}/cancel")
+                return
             await self._http.post("/queue", json={"delete": [prompt_id]})
-            running, _ = await self._queue()
-            if prompt_id in running:
+            # Old servers ignore the id and interrupt whatever runs: never without being sure that it is ours.
+            if await self._place(prompt_id) is PromptState.RUNNING:
                 await self._http.post("/interrupt", json={"prompt_id": prompt_id})
 
     async def free(self) -> None:
@@ -159,123 +228,153 @@ class ComfyUI:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._feed.close()
         await self._http.aclose()
 
+    # A prompt's way ------------------------------------------------------------------------------
+
+    async def _submit_once(self, graph: Graph, prompt_id: str) -> None:
+        """Submits. Where the answer is lost, the prompt perhaps is not: asked again, it would be paid for twice."""
+        try:
+            await self._submit(graph, prompt_id)
+        except Transient:
+            if await self.state(prompt_id) is PromptState.UNKNOWN:
+                raise
+
     async def _submit(self, graph: Graph, prompt_id: str) -> None:
-        body = {"prompt": graph, "client_id": self._client_id, "prompt_id": prompt_id}
+        body = {"prompt": graph, "client_id": self._feed.client_id, "prompt_id": prompt_id}
         with translated_faults(self.name):
             answer = await self._http.post("/prompt", json=body)
             if answer.status_code == httpx.codes.BAD_REQUEST:
-                raise _refusal(self.name, _json(answer))
+                raise refusal(self.name, self._json(answer))
             await refuse(self.name, answer)
-        accepted = _json(answer)
+        accepted = self._json(answer)
         if accepted.get("node_errors"):
             # A graph with several outputs is accepted when one of them is valid; the others are dropped.
             await self.cancel(prompt_id)
-            raise _refusal(self.name, accepted)
+            raise refusal(self.name, accepted)
 
-    async def _wait(self, prompt_id: str, expected_seconds: float) -> dict[str, Any]:
+    async def _follow(self, prompt_id: str, expected_seconds: float, watch: Watch) -> dict[str, Any]:
         """The prompt's history, once it has one. The clock runs from when the prompt does."""
-        limit = scaled(max(RUN_SECONDS, RUN_FACTOR * expected_seconds))
+        limit, stall = self._limits(expected_seconds)
         started: float | None = None
         pause, missed = FIRST_POLL_SECONDS, 0
         while True:
             if entry := await self._history(prompt_id):
                 return entry
-            running, pending = await self._queue()
-            if prompt_id in running:
-                started = started or time.monotonic()
+            place = await self._place(prompt_id)
+            now = time.monotonic()
+            if place is PromptState.RUNNING:
+                started = started or now
+                if now - started > limit:
+                    await self._stop(prompt_id, f"ran for more than {limit:.0f} s")
+                if now - max(started, watch.moved or now) > stall:
+                    await self._stop(prompt_id, f"made no progress for {stall:.0f} s")
             # Between the two questions it may have ended, so it is lost only when twice in neither.
-            missed = 0 if prompt_id in running or prompt_id in pending else missed + 1
+            missed = 0 if place else missed + 1
             if missed >= 2:
-                raise Transient(f"{self.name}: prompt {prompt_id} is lost (neither queued nor in history)")
-            if started is not None and time.monotonic() - started > limit:
-                await self.cancel(prompt_id)
-                raise Transient(f"{self.name}: prompt {prompt_id} ran for more than {limit:.0f} s")
-            await asyncio.sleep(pause)
+                raise Lost(f"{self.name}: prompt {prompt_id} is lost (neither queued nor in history)")
+            await watch.news(pause)
             pause = min(pause * 1.3, LAST_POLL_SECONDS)
 
-    async def _knows(self, prompt_id: str) -> bool:
-        if await self._history(prompt_id):
-            return True
-        running, pending = await self._queue()
-        return prompt_id in running | pending or await self._history(prompt_id) is not None
+    async def _stop(self, prompt_id: str, reason: str) -> None:
+        """Ends a prompt that takes too long. Raises Transient, or HostFault where it does not give way."""
+        end = time.monotonic() + scaled(GIVE_WAY_SECONDS)
+        await self.cancel(prompt_id)
+        while await self._place(prompt_id):
+            if time.monotonic() > end:
+                raise HostFault(f"{self.name}: prompt {prompt_id} {reason} and does not give way")
+            await asyncio.sleep(scaled(LAST_POLL_SECONDS))
+        self._spoilt.add(prompt_id)
+        raise Transient(f"{self.name}: prompt {prompt_id} {reason}")
+
+    def _limits(self, expected_seconds: float) -> tuple[float, float]:
+        """Seconds that a prompt may run, and may stand still."""
+        stall = scaled(max(STALL_SECONDS, STALL_FACTOR * expected_seconds * (self._slowness or 1)))
+        if self._slowness is None:
+            return scaled(max(RUN_SECONDS, RUN_FACTOR * expected_seconds)), stall
+        return scaled(max(KNOWN_SECONDS, KNOWN_FACTOR * expected_seconds * self._slowness)), stall
+
+    def _learn(self, seconds: float | None, expected_seconds: float) -> None:
+        if seconds is None or expected_seconds <= 0:
+            return
+        ratio = seconds / expected_seconds
+        # The first run of a model is its slowest; the mean forgets it within a few.
+        self._slowness = ratio if self._slowness is None else max(0.7 * self._slowness + 0.3 * ratio, 1e-3)
+
+    # Questions -----------------------------------------------------------------------------------
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        with translated_faults(self.name):
+            answer = await self._http.get(path)
+            await refuse(self.name, answer)
+        return self._json(answer)
 
     async def _history(self, prompt_id: str) -> dict[str, Any] | None:
-        with translated_faults(self.name):
-            answer = await self._http.get(f"/history/{prompt_id}")
-            await refuse(self.name, answer)
-        entry: dict[str, Any] | None = _json(answer).get(prompt_id)
+        entry: dict[str, Any] | None = (await self._get(f"/history/{prompt_id}")).get(prompt_id)
         return entry
 
-    async def _queue(self) -> tuple[set[str], set[str]]:
-        """The ids that run and the ids that wait."""
+    async def _place(self, prompt_id: str) -> PromptState | None:
+        """Whether the prompt runs or waits; None for neither."""
+        queue = await self._get("/queue")
+        for name, state in (("queue_running", PromptState.RUNNING), ("queue_pending", PromptState.PENDING)):
+            if any(item[1] == prompt_id for item in queue.get(name, ())):
+                return state
+        return None
+
+    async def _known_features(self) -> dict[str, Any]:
+        """What the server says it can do; nothing where it is too old to be asked."""
+        if self._features is None:
+            with translated_faults(self.name):
+                answer = await self._http.get("/features")
+            self._features = self._json(answer) if answer.is_success else {}
+        return self._features
+
+    async def _knows_jobs(self) -> bool:
+        """Whether the server has the jobs API (newer than 0.3.64), which cancels without a race."""
+        if self._has_jobs is None:
+            answer = await self._http.get("/api/jobs", params={"limit": "1"})
+            self._has_jobs = answer.is_success and "jobs" in answer.text
+        return self._has_jobs
+
+    async def _download(self, output: Output, target: Path, prompt_id: str) -> None:
+        part = target.with_name(target.name + ".part")
+        where = {"filename": output.filename, "subfolder": output.subfolder, "type": output.type}
         with translated_faults(self.name):
-            answer = await self._http.get("/queue")
-            await refuse(self.name, answer)
-        queue = _json(answer)
-        running, pending = queue.get("queue_running", []), queue.get("queue_pending", [])
-        return {item[1] for item in running}, {item[1] for item in pending}
+            async with self._http.stream("GET", "/view", params=where, timeout=waiting(60)) as answer:
+                if answer.status_code == httpx.codes.NOT_FOUND:
+                    self._spoilt.add(prompt_id)
+                    raise Transient(f"{self.name}: the result {output.filename} is not on the host any more")
+                await refuse(self.name, answer)
+                with part.open("wb") as file:
+                    async for chunk in answer.aiter_bytes():
+                        file.write(chunk)
+                    size = file.tell()
+        announced = answer.headers.get("content-length")
+        if size == 0 or (announced is not None and int(announced) != size):
+            raise Transient(f"{self.name}: {output.filename} came cut: {size} of {announced} bytes")
+        part.replace(target)
 
-    def _find_output(self, entry: dict[str, Any], node: str) -> Output:
-        for item in _saved_files(entry.get("outputs", {}).get(node, {})):
-            return Output(item["filename"], item.get("subfolder", ""), item.get("type", "output"))
-        raise BadOutput(f"{self.name}: the prompt ended well, but node {node} saved no file")
-
-
-def _json(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        content = answer.json()
-    except ValueError:
-        raise Transient(
-            f"{answer.url.host}: answered something that is no JSON: {answer.text[:80]!r}"
-        ) from None
-    return content if isinstance(content, dict) else {}
-
-
-def _saved_files(output: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The files that a node saved, under whatever key; previews in the temp folder are none."""
-    for items in output.values():
-        for item in items if isinstance(items, list) else ():
-            if isinstance(item, dict) and item.get("filename") and item.get("type") != "temp":
-                yield item
-
-
-def _refusal(name: str, body: dict[str, Any]) -> CallsheetError:
-    """What a validation error means: something that the host lacks, or something wrong with the graph."""
-    error = body.get("error", {})
-    reasons, lacking = [], "does not exist" in error.get("message", "")
-    for node, problem in body.get("node_errors", {}).items():
-        for detail in problem.get("errors", ()):
-            reasons.append(
-                f"node {node} ({problem.get('class_type')}): {detail.get('message')}: {detail.get('details')}"
-            )
-            wrong_input = str(detail.get("extra_info", {}).get("input_name", ""))
-            lacking |= detail.get("type") == "value_not_in_list" and wrong_input.endswith(MODEL_INPUTS)
-    reason = (
-        "; ".join(reasons)
-        or f"{error.get('message', 'the graph was refused')} {error.get('details', '')}".strip()
-    )
-    return (
-        HostLacks(f"{name} lacks what the graph needs: {reason}")
-        if lacking
-        else BadInput(f"{name}: {reason}")
-    )
-
-
-def _fault_of(entry: dict[str, Any], name: str) -> CallsheetError | None:
-    """Why a finished prompt failed; None where it did not. Messages decide, the status word can be stale."""
-    messages = {kind: detail for kind, detail in entry.get("status", {}).get("messages", ())}
-    if "execution_interrupted" in messages:
-        return Transient(f"{name}: somebody interrupted the prompt")
-    if detail := messages.get("execution_error"):
-        kind, message = (
-            detail.get("exception_type", ""),
-            " ".join(str(detail.get("exception_message", "")).split()),
+    def _too_large(self, path: Path, size: int, limit: int) -> HostLacks:
+        return HostLacks(
+            f"{self.name}: {path.name} has {size / 2**20:.0f} MB, and the server takes {limit / 2**20:.0f} MB; "
+            "start it with a larger --max-upload-size"
         )
-        reason = f"{name}: node {detail.get('node_id')} ({detail.get('node_type')}) failed: {kind}: {message[:300]}"
-        text = f"{kind} {message}".lower()
-        if "out of memory" in text or "outofmemory" in text:
-            return OutOfMemory(reason)
-        return HostFault(reason) if "cuda" in text else BadOutput(reason)
-    return None
+
+    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+        if "X-Portal-Placeholder" in answer.headers:
+            raise Transient(f"{self.name}: its proxy answers, the application is not up")
+        try:
+            content = answer.json()
+        except ValueError:
+            raise Transient(
+                f"{self.name}: answered something that is no JSON: {answer.text[:80]!r}"
+            ) from None
+        return content if isinstance(content, dict) else {}
+
+
+def _state_of(entry: dict[str, Any], name: str) -> PromptState:
+    fault = fault_of(entry, name)
+    if fault is None:
+        return PromptState.SUCCEEDED
+    return PromptState.INTERRUPTED if isinstance(fault, Interrupted) else PromptState.FAILED

@@ -7,8 +7,10 @@ async with open_client("http://127.0.0.1:8080", token=None) as client:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import httpx
 from pydantic import SecretStr
@@ -16,6 +18,8 @@ from pydantic import SecretStr
 from callsheet.errors import BadInput, HostFault, Transient
 from callsheet.timing import scaled
 
+#: Where a proxy before a server looks for the token.
+TokenPlace = Literal["header", "query", "cookie"]
 #: A host that does not accept a connection within this is not there; it says nothing about slow work.
 CONNECT_SECONDS = 10.0
 #: How long a server may take for a question that costs it nothing (models listed, queue, history).
@@ -26,11 +30,28 @@ class Unreachable(Transient):
     """Nobody listens, or the name is unknown. Worth a retry; when that fails too, the host is at fault."""
 
 
-def open_client(url: str, token: SecretStr | None = None) -> httpx.AsyncClient:
-    """A client for the server at ``url``; the token goes into a header, never into an address."""
-    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+def credentials(
+    token: SecretStr | None, place: TokenPlace = "header", name: str = "token"
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The headers and the query that show a token: as a bearer, in a cookie, or in the query, called ``name``."""
+    if token is None:
+        return {}, {}
+    secret = token.get_secret_value()
+    if place == "query":
+        return {}, {name: secret}
+    return {"Cookie": f"{name}={secret}"} if place == "cookie" else {"Authorization": f"Bearer {secret}"}, {}
+
+
+def open_client(
+    url: str, token: SecretStr | None = None, place: TokenPlace = "header", name: str = "token"
+) -> httpx.AsyncClient:
+    """A client for the server at ``url``. A token goes into a header, or where the proxy before it wants it."""
+    headers, params = credentials(token, place, name)
+    if params:
+        # httpx logs the address of each request, and this one's holds the secret.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
     timeout = httpx.Timeout(scaled(ANSWER_SECONDS), connect=scaled(CONNECT_SECONDS))
-    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
+    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, params=params, timeout=timeout)
 
 
 def waiting(seconds: float) -> httpx.Timeout:
@@ -59,7 +80,8 @@ async def refuse(engine: str, answer: httpx.Response) -> None:
         return
     body = " ".join((await answer.aread()).decode(errors="replace").split())[:300]
     message = f"{engine}: answered {answer.status_code}" + (f": {body}" if body else "")
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+    if answer.is_redirect or answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        # A proxy that wants a token sends a page away to where one logs in.
         raise HostFault(f"{message} (is its token set?)")
     if answer.is_server_error or answer.status_code in (
         httpx.codes.REQUEST_TIMEOUT,

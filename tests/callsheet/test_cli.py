@@ -255,7 +255,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, draft_host: str) -> An
 
 
 def engine_calls(proxy: FaultyProxy) -> int:
-    return proxy.count("/inference_zero_shot") + proxy.count("/prompt", "POST")
+    """How many takes engines were asked for; a canary is none."""
+    asked = zip(proxy.requests, proxy.bodies, strict=True)
+    is_canary = [
+        b"canary" in body or "金丝雀".encode() in body for line, body in asked if "/inference" in line
+    ]
+    return is_canary.count(False) + proxy.count("/prompt", "POST")
 
 
 @pytest.mark.slow
@@ -283,7 +288,8 @@ def test_run_that_was_killed_goes_on_and_comes_to_the_same(
     wanted = len(
         [path for path in undisturbed if path.startswith(tuple(f"takes/{kind}/" for kind in engine_kinds))]
     )
-    assert engine_calls(proxy) - calls == wanted - len(committed), "each remaining step ran once"
+    # A prompt that the killed run left on the host is found there and not sent again.
+    assert engine_calls(proxy) - calls <= wanted - len(committed), "no remaining step ran twice"
     assert digests(store) == undisturbed
 
 

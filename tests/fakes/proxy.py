@@ -37,6 +37,7 @@ class FaultyProxy:
         self._upstream = (parts.hostname, parts.port)
         self._rules: list[_Rule] = []
         self.requests: list[str] = []
+        self.bodies: list[bytes] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -83,6 +84,7 @@ class FaultyProxy:
             body = await reader.readexactly(length)
             line = head.split(b"\r\n", 1)[0].decode()
             self.requests.append(line)
+            self.bodies.append(body)
             await self._answer(self._fault_for(line), head, body, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
