@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from callsheet.text.fragments import Fragment, replace_in
 from callsheet.text.numerals import cardinal as _cardinal
@@ -87,8 +88,9 @@ def spell(text: str, *, british: bool = False) -> str:
 _Said = Callable[[re.Match[str]], str]
 
 
-def _rules(*, british: bool) -> list[tuple[str, _Said]]:
-    return [
+@lru_cache(maxsize=2)
+def _rules(*, british: bool) -> tuple[tuple[re.Pattern[str], _Said], ...]:
+    rules = [
         (r"\[[a-z_]+\]|</?[a-z]+>", lambda m: m[0]),  # the engine's own marks: [breath], <strong>
         (r"~(?=[\w$€£¥])", lambda m: "about "),
         *_ADDRESSES,
@@ -101,6 +103,7 @@ def _rules(*, british: bool) -> list[tuple[str, _Said]]:
         *_NUMBERS,
         *_SIGNS,
     ]
+    return tuple((re.compile(pattern), said) for pattern, said in rules)
 
 
 def _number(text: str) -> str:
