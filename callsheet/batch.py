@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from callsheet.errors import BadOutput, Budget, policy_of, reason_of
+from callsheet.errors import BadOutput, Budget, policy_of
 from callsheet.fleet import Lane
 from callsheet.plan import (
     ASSEMBLY,
@@ -136,8 +136,8 @@ class Batch:
         self._promised.pop(step.key, None)
         kept = [one for one in self.attempts.get(step.key, ()) if one.error is None]
         if kept and not policy_of(error).stops_engines:
-            if lane is not None and policy_of(error).quarantine:
-                self.queue.quarantine(lane.host.name, reason_of(error))
+            if lane is not None and self.queue.pass_on(step, lane, error):
+                return None  # the retake is made on another lane
             return self._sidecar(step, best_of(kept), needs_review=True)
         self.queue.fail(step, lane, error)
         return None

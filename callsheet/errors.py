@@ -2,6 +2,7 @@
 
 CallsheetError          the root; never raised itself
 ├── BadInput            the script, a voice, a setting: fail the shot before anything is spent
+│   └── Refused         an engine refused the request: another lane may not, else fail the shot
 ├── HostLacks           a model file or node this host does not have: another lane, else fail the shot
 ├── Transient           reset, 502, cut body, lost prompt: retry with backoff, then another lane
 ├── OutOfMemory         the GPU's memory is full: free it, retry once, then another lane
@@ -34,6 +35,10 @@ class CallsheetError(Exception):
 
 class BadInput(CallsheetError):
     """Something a person gave is wrong: the message names the row, column or file, and what would be right."""
+
+
+class Refused(BadInput):
+    """An engine answered that the request is wrong (4xx). It may be, or the server may be another than we think."""
 
 
 class HostLacks(CallsheetError):
@@ -91,6 +96,7 @@ class Policy:
 
 POLICIES: dict[type[Exception], Policy] = {
     BadInput: Policy(),
+    Refused: Policy(other_lanes=True),
     HostLacks: Policy(other_lanes=True),
     Transient: Policy(retries_here=3, other_lanes=True),
     OutOfMemory: Policy(retries_here=1, other_lanes=True),

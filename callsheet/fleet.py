@@ -51,6 +51,8 @@ ENGINE_KINDS: dict[str, EngineKind] = {
     "llasa": EngineKind((SPEECH,), "CC-BY-NC-4.0 (Llasa-8B, XCodec2)", commercial=False),
     "comfyui": EngineKind(PICTURES, "that of each workflow's model"),
 }
+#: The style of a LightTTS server that has no fine-tuned ones.
+DEFAULT_STYLE = "default"
 SPEECH_ENGINES = tuple(kind for kind, facts in ENGINE_KINDS.items() if SPEECH in facts.makes)
 
 _NAME = r"^[A-Za-z0-9._-]+$"  # Prefect's limit names may not hold / % & > <
@@ -73,7 +75,7 @@ class Engine(BaseModel):
         description="Which CosyVoice model a speech server holds: it decides rate and prompt form.",
     )
     style: str = Field(
-        default="default", description="Which of a LightTTS server's styles (fine-tuned voices) speaks."
+        default=DEFAULT_STYLE, description="Which of a LightTTS server's styles (fine-tuned voices) speaks."
     )
     slots: int = Field(default=1, ge=1, le=64, description="Requests in flight at once; each is a lane.")
     window: int = Field(

@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 from callsheet.engines.instructions import SpeechMode
 from callsheet.errors import BadInput
-from callsheet.fleet import Engine, Fleet, Lane, StepKind
+from callsheet.fleet import DEFAULT_STYLE, Engine, Fleet, Lane, StepKind
 from callsheet.inputs import InputFile
 from callsheet.script import SHOT_IMAGE, Script, Shot
 from callsheet.takes import Attempt, take_key
 from callsheet.text import NORMALISER, Piece, clean, primary, speech_seconds, without_pauses
 from callsheet.voices import Voice
-from callsheet.workflow import FILE_VARIABLES, OWN_VARIABLES, Value, Workflow
+from callsheet.workflow import FILE_VARIABLES, OWN_VARIABLES, Value, Workflow, number
 
 #: The engine of the steps that run on this machine, and its version: a change of what assembly does
 #: makes new clips and programmes, and no new takes.
@@ -76,6 +76,7 @@ class SpeechInputs:
     voice: Voice
     mode: SpeechMode = "zero_shot"
     instruct: str = ""
+    style: str = DEFAULT_STYLE
 
     @property
     def text(self) -> str:
@@ -95,6 +96,8 @@ class SpeechInputs:
             material["transcript"] = self.voice.transcript
         if self.instruct:
             material["instruct"] = self.instruct
+        if self.style != DEFAULT_STYLE:
+            material["style"] = self.style
         return material
 
 
@@ -114,7 +117,7 @@ class PictureInputs:
     pause_after: float = 0.0
 
     def material(self) -> dict[str, Any]:
-        material: dict[str, Any] = {"workflow": self.workflow.sha256, "variables": dict(self.values)}
+        material = self.workflow.material(self.values)
         if isinstance(self.image, InputFile):
             material["image"] = f"sha256:{self.image.sha256}"
         elif self.image is not None:
@@ -135,7 +138,7 @@ class PictureInputs:
     @property
     def fps(self) -> float:
         """Frames per second of the file: what the variable FPS says, or the model's own; 0 for a still."""
-        return float(self.values.get("FPS", self.workflow.fps))
+        return number(self.values, "FPS", self.workflow.fps)
 
     @property
     def seconds(self) -> float:
@@ -214,7 +217,9 @@ class Step:
     vram_gb: float = 0.0
 
     def runs_on(self, lane: Lane) -> bool:
-        return (lane.engine.kind, lane.engine.revision) == (self.engine, self.revision)
+        style = self.inputs.style if isinstance(self.inputs, SpeechInputs) else lane.engine.style
+        engine = lane.engine
+        return (engine.kind, engine.revision, engine.style) == (self.engine, self.revision, style)
 
 
 @dataclass
@@ -350,6 +355,7 @@ class Plan:
             voice=voice,
             mode=_mode(engine, shot, language, voice),
             instruct=shot.instruct,
+            style=engine.style,
         )
         shot_plan.speech = self._add(
             Step(
@@ -429,7 +435,7 @@ class Plan:
         if inputs.audio:
             windows = inputs.workflow.windows_for(shot_plan.spoken_seconds + inputs.pause_after)
             frames = inputs.workflow.frames_of_windows(windows)
-        return inputs.workflow.seconds(*inputs.size, frames)
+        return inputs.workflow.seconds(*inputs.size, frames, steps=inputs.workflow.steps(inputs.values))
 
     def _image(self, shot: Shot) -> InputFile | TakeFrame | None:
         if not shot.image:
@@ -543,7 +549,7 @@ def _values(given: Mapping[str, Value], workflow: Workflow, shot: Shot) -> dict[
 
 def _pixels(workflow: Workflow, values: Mapping[str, Value], name: str) -> int:
     fallback = workflow.estimate.width if name == "WIDTH" else workflow.estimate.height
-    return int(values.get(name, fallback))
+    return int(number(values, name, fallback))
 
 
 def _canvases(script: Script, workflows: Mapping[str, Workflow]) -> dict[str, Canvas | None]:

@@ -147,6 +147,23 @@ class StepQueue:
         elif not self._lanes_for(step, entry.refused_by):
             self._give_up(step.key, failure)
 
+    def pass_on(self, step: Step, lane: Lane, error: BaseException) -> bool:
+        """A running step failed on ``lane``: puts it back for another one, where the policy says so.
+
+        Returns:
+            Whether there is another; where there is none, the step is still marked as running.
+        """
+        policy, entry = policy_of(error), self._entries.get(step.key)
+        if entry is None:
+            return False
+        entry.refused_by.add(lane.name)
+        if policy.quarantine:
+            self.quarantine(lane.host.name, reason_of(error))
+        if not policy.other_lanes or self._stopped or not self._lanes_for(step, entry.refused_by):
+            return False
+        entry.running_on = None
+        return True
+
     def quarantine(self, host: str, reason: str) -> None:
         """Gives ``host`` no more steps, and gives up those that no other host can do."""
         self.quarantined.setdefault(host, reason)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from callsheet.inputs import InputFile, MediaRoots, Mistake, Mistakes, quoted
 from callsheet.table import Table, mistakes_of, read_table
-from callsheet.text import speech_seconds
+from callsheet.text import is_speakable, speech_seconds
 
 #: CosyVoice asserts a prompt of at most 30 s; in LightTTS a longer one ends the encode loop for good.
 LONGEST_PROMPT = 30.0
@@ -133,6 +133,9 @@ class Voice(BaseModel):
 
     def _transcript_mistakes(self, seconds: float) -> Iterator[Mistake]:
         """A transcript that cannot be that of the recording: what it says too much or too little is spoken in every line."""
+        if "<|" in self.transcript or "|>" in self.transcript or not is_speakable(self.transcript):
+            yield self._mistake("transcript", quoted(self.transcript, 40), "words, without <| and |>")
+            return
         expected = speech_seconds(self.transcript)
         if not expected / FASTER < seconds < expected * SLOWER + 2.0:
             yield self._mistake(

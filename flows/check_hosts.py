@@ -10,6 +10,7 @@ From a terminal it is ``callsheet hosts``. The flow run fails where an engine is
 from __future__ import annotations
 
 import asyncio
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.fleet import open_fleet
 from callsheet.errors import BadInput, CallsheetError
+from callsheet.inputs import Mistakes
 from callsheet.voices import Voice, read_voices
 from tasks.hosts import check_engine, engine_name, open_hosts
 
@@ -73,4 +75,8 @@ def _voice(parameters: CheckHostsParameters) -> Voice:
     name = parameters.voice or next(iter(voices), "")
     if name not in voices:
         raise BadInput(f'voice: found "{name}"; expected one of {", ".join(voices) or "a file with voices"}')
-    return voices[name]
+    voice = voices[name]
+    # A recording that breaks a server must not be what its health is tried with.
+    if mistakes := list(voice.mistakes(commercial=False, today=datetime.date.today())):
+        raise Mistakes(mistakes)
+    return voice

@@ -9,7 +9,7 @@ from prefect import task
 
 from callsheet.canary import listen
 from callsheet.engines.speech import CosyVoice
-from callsheet.errors import HostFault
+from callsheet.errors import CallsheetError, HostFault, reason_of
 from callsheet.fleet import Lane
 from callsheet.plan import SpeechInputs, Step
 from tasks.hosts import engine_name
@@ -26,16 +26,25 @@ async def hear_canary(production: Production, lane: Lane, step: Step) -> None:
     """Lets the lane's engine say the sentence in the step's voice, where it is due.
 
     Raises:
-        HostFault: it did not pass, with what was wrong.
+        HostFault: it did not pass or could not be heard, with what was wrong. Whatever it was, a known sentence
+            in a voice that was checked is not at fault.
     """
     canary = production.canaries.setdefault(engine_name(lane), Canary())
     async with canary.lock:
+        if canary.fault is not None:
+            raise canary.fault
         if canary.lines is not None and canary.lines < CANARY_LINES:
             canary.lines += 1
             return
         started = time.monotonic()
         try:
             await check_canary.with_options(retry_delay_seconds=delays())(step.key, lane.name)
+        except HostFault as error:
+            canary.fault = error
+            raise
+        except CallsheetError as error:
+            canary.fault = HostFault(f"its canary could not be heard: {reason_of(error)}")
+            raise canary.fault from error
         finally:
             async with production.changing() as batch:
                 batch.charge(None, lane, time.monotonic() - started)

@@ -69,7 +69,7 @@ async def keep_attempt(
             sidecar = batch.add_attempt(step, attempt)
         await _commit(production, step, sidecar)
     except HostFault as fault:
-        production.recordings.pop(step.key, None)
+        production.forget(step.key)
         await settle_failure(production, step, lane, fault)
     except Exception as error:
         await settle_failure(production, step, None, error)
@@ -79,6 +79,8 @@ async def settle_failure(production: Production, step: Step, lane: Lane | None, 
     """Does what the error's policy says: another lane, the best attempt so far, or the shot is given up."""
     async with production.changing() as batch:
         sidecar = batch.fail(step, lane, error)
+        if step.key in batch.queue.failures:
+            production.forget(step.key)
     try:
         await _commit(production, step, sidecar)
     except Exception as fault:
@@ -99,7 +101,7 @@ async def _refuse_twins(production: Production, step: Step, lane: Lane, made: Ma
 
 async def _commit(production: Production, step: Step, sidecar: Sidecar | None) -> None:
     if sidecar is not None:
-        production.recordings.pop(step.key, None)
+        production.forget(step.key)
         await production.commit(step, sidecar, sidecar_path(step.kind, step.key))
 
 
@@ -123,19 +125,21 @@ async def _attempt(
         ends.append(at)
     found = await check_take(step.name, step.key, lane.name, str(made.path), made.windows, ends)
     if step.kind == "speech":
-        _learn(production, step, found)
+        _learn(production, step, found, made)
     kept = await production.keep(step, n, made.path)
     return Attempt(length=found.length, pieces=found.pieces, checks=found.checks, **known, **kept)
 
 
-def _learn(production: Production, step: Step, found: Findings) -> None:
+def _learn(production: Production, step: Step, found: Findings, made: Made) -> None:
     """Keeps the pieces that passed for a retake, and remembers how they sound; the others are asked for anew."""
     neighbours = _neighbours(production, step)
     bad = {check.piece or 0 for check in found.checks if not check.ok}
     for number, measured in enumerate(found.measured):
         if number in bad:
             production.recordings.get(step.key, {}).pop(number, None)
-        else:
+        elif production.heard.get((step.key, number)) is not made.recordings[number]:
+            # A piece that was kept for a retake is one line, however often it is checked.
+            production.heard[step.key, number] = made.recordings[number]
             neighbours.add(measured)
 
 

@@ -76,18 +76,18 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     logger.info("%s: %s on %s", production.batch.name, step.name, lane.name)
     made: Made | None = None
     failure: Exception | None = None
-    started = time.monotonic()
+    started: float | None = None
     try:
         if step.kind == "speech":
-            await hear_canary(production, lane, step)
-            started = time.monotonic()
+            await hear_canary(production, lane, step)  # which is charged by itself
+        started = time.monotonic()
         run = TASK_OF[step.kind].with_options(retry_delay_seconds=delays())
         made = await run(step.name, step.key, lane.name)
     except Unreachable as error:
         failure = HostFault(f"{reason_of(error)}, after several tries")
     except Exception as error:  # whatever it was, it costs its shot and not the batch
         failure = error
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started if started is not None else 0.0
     if made is not None and made.seconds is not None:
         seconds = made.seconds
     async with production.changing() as batch:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from callsheet.batch import Batch
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.speech import CosyVoice, Recording
-from callsheet.errors import StoreFault
+from callsheet.errors import HostFault, StoreFault
 from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
 from callsheet.media.audio import read_sound
@@ -77,9 +77,13 @@ class Made:
 
 @dataclass
 class Canary:
-    """How many lines an engine spoke since its last canary; None before the first. One lane at a time sees to it."""
+    """How many lines an engine spoke since its last canary; None before the first. One lane at a time sees to it.
+
+    ``fault`` is why it failed: the other lanes, which waited for it, need not ask again.
+    """
 
     lines: int | None = None
+    fault: HostFault | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -97,6 +101,7 @@ class Production:
         #: for the others only.
         self.recordings: dict[str, dict[int, Recording]] = {}
         self.canaries: dict[str, Canary] = {}
+        self.heard: dict[tuple[str, int], Recording] = {}
         #: The lines that passed, by voice, engine and revision.
         self.neighbours: dict[tuple[str, str, str], Neighbours] = {}
         self._profiles: dict[str, VoiceProfile] = {}
@@ -141,6 +146,11 @@ class Production:
             self._changed.notify_all()
         if seen := _watcher.get():
             seen.changed(self.batch)
+
+    def forget(self, key: str) -> None:
+        """Lets go of the pieces of a step that is settled."""
+        for number in self.recordings.pop(key, {}):
+            self.heard.pop((key, number), None)
 
     def profile(self, voice: Voice) -> VoiceProfile:
         """How the voice speaks in its recording; listened to once."""

@@ -15,7 +15,7 @@ from typing import Literal
 import httpx
 from pydantic import SecretStr
 
-from callsheet.errors import BadInput, HostFault, Transient
+from callsheet.errors import BadInput, HostFault, Refused, Transient
 from callsheet.timing import scaled
 
 #: Where a proxy before a server looks for the token.
@@ -88,4 +88,4 @@ async def refuse(engine: str, answer: httpx.Response) -> None:
         httpx.codes.TOO_MANY_REQUESTS,
     ):
         raise Transient(message)
-    raise BadInput(message)
+    raise Refused(message)

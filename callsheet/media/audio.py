@@ -27,7 +27,7 @@ FRAME_SECONDS = 0.01
 _CLICK_FRAMES, _APART_FRAMES = 3, 5
 #: Pitch is looked for between these, in Hz, in frames of this length.
 LOWEST_PITCH, HIGHEST_PITCH = 60.0, 450.0
-_PITCH_FRAME_SECONDS = 0.04
+PITCH_FRAME_SECONDS = 0.04
 _PITCH_RATE = 8_000
 
 
@@ -76,15 +76,42 @@ class Sound:
 
     def pitch(self) -> float | None:
         """Median fundamental frequency of the voiced parts, in Hz; None where there are hardly any."""
+        found = self._periods[~np.isnan(self._periods)]
+        return float(np.median(found)) if len(found) >= _VOICED_FRAMES else None
+
+    def voiced_share(self) -> float:
+        """How much of what is audible has a pitch, 0 to 1. Speech has 0.3 to 0.8, noise none."""
+        audible = self._loud_enough
+        return float((~np.isnan(self._periods)).sum() / audible.sum()) if audible.any() else 0.0
+
+    def last_voiced(self) -> float:
+        """When the last voiced sound ends, in seconds; 0 where there is none."""
+        voiced = np.flatnonzero(self._loud_enough)[~np.isnan(self._periods)]
+        return float(voiced[-1] + 1) * PITCH_FRAME_SECONDS if voiced.size else 0.0
+
+    @cached_property
+    def _pitch_frames(self) -> tuple[npt.NDArray[np.float32], float]:
+        """40 ms each, shape (frames, samples), and their rate in Hz."""
         step = max(1, round(self.rate / _PITCH_RATE))
         rate = self.rate / step
-        size = int(_PITCH_FRAME_SECONDS * rate)
+        size = int(PITCH_FRAME_SECONDS * rate)
         # Averaging `step` samples is filter enough for a pitch below 450 Hz.
         low = self.samples[: len(self.samples) // step * step].reshape(-1, step).mean(axis=1)
-        frames = low[: len(low) // size * size].reshape(-1, size)
-        frames = frames[np.sqrt((frames**2).mean(axis=1)) > _VOICED_RMS]
-        if len(frames) < _VOICED_FRAMES:
-            return None
+        return low[: len(low) // size * size].reshape(-1, size), rate
+
+    @cached_property
+    def _loud_enough(self) -> npt.NDArray[np.bool_]:
+        frames, _ = self._pitch_frames
+        return np.asarray(np.sqrt((frames**2).mean(axis=1)) > _VOICED_RMS)
+
+    @cached_property
+    def _periods(self) -> npt.NDArray[np.float64]:
+        """The fundamental frequency of each audible 40 ms, in Hz; NaN where it has none."""
+        frames, rate = self._pitch_frames
+        frames = frames[self._loud_enough]
+        if not len(frames):
+            return np.zeros(0)
+        size = frames.shape[1]
         frames = frames - frames.mean(axis=1, keepdims=True)
         spectrum = np.fft.rfft(frames, 2 * size, axis=1)
         correlation = np.fft.irfft(np.abs(spectrum) ** 2, axis=1)[:, :size]
@@ -99,10 +126,11 @@ class Sound:
         peaks &= here > 0.85 * here.max(axis=1, keepdims=True)
         peaks &= here > 0.4 * correlation[:, :1]
         periodic = peaks.any(axis=1)
-        if periodic.sum() < _VOICED_FRAMES:
-            return None
-        lags = shortest + peaks.argmax(axis=1)[periodic]
-        return float(np.median(rate / _vertex(correlation[periodic], lags)))
+        found = np.full(len(frames), np.nan)
+        if periodic.any():
+            lags = shortest + peaks.argmax(axis=1)[periodic]
+            found[periodic] = rate / _vertex(correlation[periodic], lags)
+        return found
 
 
 #: Quieter frames are not looked at for pitch, and fewer voiced ones than these (0.2 s) tell nothing.

@@ -43,8 +43,13 @@ LONGEST_INNER_SILENCE = 1.5
 LONGEST_EDGE = 2.0
 #: Gate G5: a hiss that goes on this long after the last voiced sound is no consonant any more, in seconds.
 LONGEST_TAIL_NOISE = 0.45
-#: Share of the energy above 4 kHz from which 10 ms are hiss.
-HISS_SHARE = 0.6
+#: Share of the energy above 4 kHz from which 10 ms are hiss (white noise has 0.67), and gaps in it that are none.
+HISS_SHARE = 0.5
+HISS_GAP_FRAMES = 3
+#: After the last sound that has a pitch, words end within this: a cluster of consonants, or a creaking voice.
+LONGEST_UNVOICED_TAIL = 1.0
+#: Less of the audible than this has a pitch in noise; speech has 0.3 to 0.8.
+LEAST_VOICED = 0.12
 #: A jump this large, and this many times the usual one around it, is a click.
 CLICK_JUMP, CLICK_FACTOR = 0.3, 6.0
 #: A zero-shot voice is within this of its recording's pitch. A wrong sample rate is 1.5 times off.
@@ -52,6 +57,8 @@ PITCH_RATIO = (0.7, 1.42)
 #: Lines are brought to this level by plain gain: RMS of what is spoken, in dBFS, peaks below the ceiling.
 LEVEL_DBFS = -20.0
 PEAK_CEILING = 0.89
+#: More than this is not levelling any more: it would make noise of what is nearly silent.
+LARGEST_GAIN_DB = 20.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ class Measured:
         level_dbfs: of what is spoken, with that gain.
         pace: seconds spoken for a second expected.
         pitch: in Hz.
+        voiced: share of what is audible that has a pitch.
+        unvoiced_tail: seconds of speech after the last sound with a pitch.
     """
 
     start: float
@@ -100,6 +109,8 @@ class Measured:
     level_dbfs: float
     pace: float
     pitch: float | None
+    voiced: float = 1.0
+    unvoiced_tail: float = 0.0
 
 
 def profile_of(recording: Sound, transcript: str) -> VoiceProfile:
@@ -123,6 +134,7 @@ def measure(sound: Sound, line: Line) -> Measured:
     level = 10 * np.log10(power)
     peak = max(_peak(speech.samples), 1e-6)
     gain = min(LEVEL_DBFS - level, 20 * np.log10(PEAK_CEILING / peak))
+    gain = max(-LARGEST_GAIN_DB, min(LARGEST_GAIN_DB, gain)) if level > SILENT_DBFS else 0.0
     return Measured(
         start=round(start, 3),
         end=round(end, 3),
@@ -130,6 +142,8 @@ def measure(sound: Sound, line: Line) -> Measured:
         level_dbfs=round(float(level + gain), 2),
         pace=(end - start) / max(line.seconds, 0.1),
         pitch=speech.pitch(),
+        voiced=speech.voiced_share(),
+        unvoiced_tail=max(0.0, speech.seconds - speech.last_voiced()),
     )
 
 
@@ -206,19 +220,26 @@ def _tail_checks(sound: Sound, found: Measured) -> Iterator[Check]:
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
     above = int(4_000 * size / sound.rate)
     hiss = power[:, above:].sum(axis=1) > HISS_SHARE * np.maximum(power.sum(axis=1), 1e-9)
+    quiet_starts, quiet_ends = runs_of(~hiss)
+    for start, end in zip(quiet_starts, quiet_ends, strict=True):
+        if end - start <= HISS_GAP_FRAMES:  # chance, or the fading at the end
+            hiss[start:end] = True
     starts, ends = runs_of(hiss)
-    # Ends with the speech, to within a frame or two of fading.
-    last = int(ends[-1] - starts[-1]) if starts.size and len(hiss) - ends[-1] <= 3 else 0
+    last = int(ends[-1] - starts[-1]) if starts.size and ends[-1] == len(hiss) else 0
     yield Check.within("tail_noise_seconds", last * FRAME_SECONDS, 0, LONGEST_TAIL_NOISE)
 
 
 def _voice_checks(line: Line, found: Measured) -> Iterator[Check]:
-    if found.pitch and line.profile.pitch:
+    if not line.profile.pitch or text_tokens(line.text) < SHORT_TOKENS:
+        return
+    yield Check.within("voiced_share", found.voiced, LEAST_VOICED)
+    yield Check.within("unvoiced_tail_seconds", found.unvoiced_tail, 0, LONGEST_UNVOICED_TAIL)
+    if found.pitch:
         yield Check.within("pitch_to_voice", found.pitch / line.profile.pitch, *PITCH_RATIO)
 
 
 #: Gate G11: how far a line may be from its neighbours, as a ratio (LU for the level), and how many tell something.
-NEIGHBOUR_LEVEL, NEIGHBOUR_PITCH, NEIGHBOUR_PACE = 2.0, 0.15, 0.25
+NEIGHBOUR_LEVEL, NEIGHBOUR_PITCH, NEIGHBOUR_PACE = 2.0, 0.15, 0.3
 NEIGHBOURS = 5
 REMEMBERED = 50
 

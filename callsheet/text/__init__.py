@@ -27,7 +27,7 @@ from callsheet.text.pace import (
     speech_seconds,
     text_tokens,
 )
-from callsheet.text.sentences import cut, pause_faults, without_pauses
+from callsheet.text.sentences import LONGEST_SECONDS, cut, halves, pause_faults, without_pauses
 
 __all__ = [
     "NORMALISER",
@@ -72,6 +72,10 @@ class Piece:
         return speech_seconds(self.spoken)
 
 
+#: What a piece may take once its numbers are in words, in seconds.
+LONGEST_SPOKEN = 1.25 * LONGEST_SECONDS
+
+
 def read_text(
     text: str, language: str, lexicon: Lexicon | None = None, place: Place | None = None
 ) -> tuple[Piece, ...]:
@@ -82,15 +86,28 @@ def read_text(
         lexicon, place: readings that a producer gave, and where the text stands among their scopes.
     """
     readings = lexicon.at(place or Place(language)) if lexicon else {}
-    pieces = []
+    pieces: list[Piece] = []
     for part in cut(clean(text, language), language):
-        spoken = "".join(
-            f.text if f.fixed else _spell(f.text, language) for f in read_aloud(part.written, readings)
-        )
-        spoken = re.sub(r"\s+", " ", spoken).strip()
-        if is_speakable(spoken):
-            pieces.append(Piece(part.written, spoken, part.pause))
+        pieces += _fitting(part.written, part.pause, language, readings)
     return tuple(pieces)
+
+
+def _fitting(written: str, pause: float, language: str, readings: dict[str, str]) -> list[Piece]:
+    """A piece in words; cut again where its numbers make it longer than an engine should speak in one go."""
+    spoken = _read(written, language, readings)
+    if not is_speakable(spoken):
+        return []
+    if speech_seconds(spoken) > LONGEST_SPOKEN and len(parts := halves(written)) == 2:
+        first, second = parts
+        return [*_fitting(first, 0.0, language, readings), *_fitting(second, pause, language, readings)]
+    return [Piece(written, spoken, pause)]
+
+
+def _read(written: str, language: str, readings: dict[str, str]) -> str:
+    """A piece in words."""
+    fragments = read_aloud(written, readings)
+    spoken = "".join(f.text if f.fixed else _spell(f.text, language) for f in fragments)
+    return re.sub(r"\s+", " ", spoken).strip()
 
 
 def clean(text: str, language: str) -> str:

@@ -15,20 +15,21 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from callsheet.text.fragments import Fragment, replace_in
+from callsheet.text.fragments import SETTLED, Fragment, replace_in
 
 _DIGITS = str.maketrans("0123456789", "零一二三四五六七八九")
+_ONES = "零一二三四五六七八九"
 _PHONE_DIGITS = str.maketrans("0123456789", "零幺二三四五六七八九")
 #: Before a number that is an identifier, not an amount.
 _IDENTIFIERS = (
     "编号|号码|账号|帐号|卡号|单号|订单号|学号|工号|邮编|密码|验证码|尾号|车牌|房间|群号|QQ|微信|ID"
 )
-_PHONES = "打|电话|手机|手机号|热线|座机|致电|拨打|客服|传真"
+_PHONES = "电话|手机|手机号|热线|座机|致电|拨打|客服|传真"
 
 
 def spell(text: str) -> str:
     """The text with everything in words that is not a word."""
-    fragments = [Fragment(_half_width(text))]
+    fragments = [Fragment(_half_width(text.replace(SETTLED, "")))]
     for pattern, said in _RULES:
         fragments = replace_in(fragments, pattern, said)
     return "".join(f.text if f.fixed else _wetext(f.text) for f in fragments)
@@ -92,7 +93,15 @@ def _price(match: re.Match[str]) -> str:
     """¥3.50 is 三元五角; ¥1,200 has no comma."""
     sign, number = match["sign"] or "", match["number"].replace(",", "")
     whole, _, decimals = number.partition(".")
-    unit = {"¥": "元", "$": "美元", "€": "欧元", "£": "英镑"}.get(sign, "元")
+    unit = {
+        "¥": "元",
+        "$": "美元",
+        "€": "欧元",
+        "£": "英镑",
+        "US$": "美元",
+        "HK$": "港元",
+        "NT$": "新台币",
+    }.get(sign, "元")
     words = "零" if whole == "0" else str(_normalizer().normalize(whole + unit)).removesuffix(unit)
     decimals = decimals.rstrip("0")
     if match["scale"]:  # ¥1.5万
@@ -121,15 +130,42 @@ def _range(match: re.Match[str]) -> str:
     return "到".join(str(_normalizer().normalize(n)) for n in (match[1], match[2]))
 
 
+def _small(number: str) -> str:
+    """A whole number below 10,000 as an amount: wetext reads 110 as a telephone number and 2 as 两."""
+    value, words = int(number), ""
+    for unit, sign in ((1000, "千"), (100, "百"), (10, "十"), (1, "")):
+        digit, value = divmod(value, unit)
+        if digit:
+            words += _ONES[digit] + sign
+        elif words and value and not words.endswith("零"):
+            words += "零"
+    return words.removeprefix("一") if words.startswith("一十") else words or "零"
+
+
+def _fraction(match: re.Match[str]) -> str:
+    return f"{_small(match[2])}分之{_small(match[1])}"
+
+
+def _day(match: re.Match[str]) -> str:
+    return f"{_small(match[1])}月{_small(match[2])}{match[3]}"
+
+
 def _address(match: re.Match[str]) -> str:
     name = re.sub(r"^(https?://)?(www\.)?", "", match[0].rstrip("/"))
-    return name.replace(".", "点").replace("/", "斜杠").replace("@", " at ").replace("-", "杠")
+    return (
+        name.translate(_DIGITS)
+        .replace(".", "点")
+        .replace("/", "斜杠")
+        .replace("@", " at ")
+        .replace("-", "杠")
+    )
 
 
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
 _RULES: tuple[_Rule, ...] = (
     (r"\[[a-z_]+\]|<[a-z]+>|</[a-z]+>", lambda m: m[0]),  # the engine's own marks: [breath], <strong>
-    (r"[\w.+-]+@[\w-]+(?:\.[A-Za-z]+)+|(?:https?://|www\.)[\w./-]+|\b[\w-]+\.(?:com|cn|org|net)\b(?:/[\w./-]*)?",
+    (r"[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z]+)+|(?:https?://|www\.)[A-Za-z0-9_./-]+"
+     r"|(?<![A-Za-z0-9])[A-Za-z0-9-]+\.(?:com|cn|org|net)(?![A-Za-z0-9])(?:/[A-Za-z0-9_./-]*)?",
      _address),
     (r"(?:\+86[ -]?)?(?<!\d)1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)", _phone),
     (r"(?<!\d)0\d{2,3}-\d{7,8}(?!\d)|(?<!\d)[48]00-\d{3,4}-\d{3,4}(?!\d)", _phone),
@@ -141,10 +177,15 @@ _RULES: tuple[_Rule, ...] = (
     (r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])",  # an address of a network
      lambda m: "点".join(part.translate(_DIGITS) for part in m[0].split("."))),
     (r"(?<![A-Za-z\d])[vV]?\d+(?:\.\d+){2,}(?=版|\b)(?![.\d年月日])", _code),
+    (r"(?<=打)(?:1[12]\d|12306|100\d\d|95\d{3}|\d{7,12})(?!\d)", _phone),
+    (r"7-11(?=便利店|店|超市)", lambda m: "七十一"),
+    (r"(?<!\d)(1[0-2]|0?[1-9])月(3[01]|[12]\d|0?[1-9])([日号])", _day),
+    (r"(?<=第)\d{1,4}(?!\d|[-~～—.])", lambda m: _small(m[0])),
+    (r"(?<![\d/.])(\d{1,3})/(\d{1,4})(?![\d/])", _fraction),
     # A long bare number that nothing is counted by is an identifier; round ones are amounts.
     (r"(?<![\d.,¥$€£])\d{6,}[1-9](?![\d.,%°]|[A-Za-z]|[\u4e00-\u9fff])", _one_by_one),
     (r"(?<![\d.])(\d+(?:\.\d+)?)%?[-~～—至]{1,2}(\d+(?:\.\d+)?)%", _percent_range),
-    (r"(?P<sign>[¥$€£])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?P<scale>[万亿]?)元?", _price),
+    (r"(?P<sign>HK\$|NT\$|US\$|[¥$€£])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?P<scale>[万亿]?)元?", _price),
     (r"(?P<sign>)(?P<number>\d+\.\d*0)(?P<scale>)元", _price),
     (r"(?<![\d.,第月周期])2(?=[次天家台种倍周条张本辆只件场遍句人]|小时|分钟)", lambda m: "两"),
     (r"公元前(\d{1,4})年", _before_christ),
@@ -153,4 +194,5 @@ _RULES: tuple[_Rule, ...] = (
     (r"(?<![\d.])(\d+)[～~](\d+)(?!\d)", _range),
     (r"(?<=[楼栋座幢])\d{3,4}(?=[室房号])", _one_by_one),
     (r"(?<![A-Za-z\d])(?:[A-Za-z]+-?\d+(?:\.\d+)?(?:-\d+)*[A-Za-z]*|\d{4}[QH]\d)(?![A-Za-z\d%])", _code),
+    (rf"(?<={SETTLED})[-~～—](?={SETTLED})", lambda m: "到"),  # between two days, two prices
 )  # fmt: skip

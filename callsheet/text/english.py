@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from callsheet.text.fragments import Fragment, replace_in
+from callsheet.text.fragments import SETTLED, Fragment, joined, replace_in
 from callsheet.text.numerals import cardinal as _cardinal
 from callsheet.text.numerals import digits, ordinal, year
 
@@ -26,6 +26,10 @@ _MONTH = "|".join(f"{m}|{m[:3]}\\.?" for m in _MONTHS) + r"|Sept\.?"
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _SCALES = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion", "t": "trillion"}
 _CURRENCIES = {
+    "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
+    "A$": ("Australian dollar", "Australian dollars", "cent", "cents"),
+    "C$": ("Canadian dollar", "Canadian dollars", "cent", "cents"),
+    "S$": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
     "$": ("dollar", "dollars", "cent", "cents"), "US$": ("dollar", "dollars", "cent", "cents"),
     "€": ("euro", "euros", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
     "¥": ("yen", "yen", "", ""), "₹": ("rupee", "rupees", "paisa", "paise"),
@@ -36,7 +40,7 @@ _UNITS = {
     "kg": "kilogram", "g": "gram", "mg": "milligram", "t": "ton", "lb": "pound", "lbs": "pound", "oz": "ounce",
     "km": "kilometre", "m": "metre", "cm": "centimetre", "mm": "millimetre", "mi": "mile", "ft": "foot",
     "in": "inch", "yd": "yard", "km/h": "kilometre per hour", "kph": "kilometre per hour", "mph": "mile per hour",
-    "m/s": "metre per second", "l": "litre", "L": "litre", "ml": "millilitre", "mL": "millilitre",
+    "m/s²": "metre per second squared", "m/s": "metre per second", "l": "litre", "L": "litre", "ml": "millilitre", "mL": "millilitre",
     "s": "second", "ms": "millisecond", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
     "Hz": "hertz", "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "W": "watt", "kW": "kilowatt",
     "kWh": "kilowatt hour", "MW": "megawatt", "V": "volt", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte",
@@ -79,10 +83,10 @@ _SYMBOLS = {"&": "and", "+": "plus", "=": "equals", "%": "percent", "§": "secti
 
 def spell(text: str, *, british: bool = False) -> str:
     """The text in words. ``british`` reads 12/03 as the twelfth of March, and says the day before the month."""
-    fragments = [Fragment(text.replace("’", "'"))]
+    fragments = [Fragment(text.replace("’", "'").replace(SETTLED, ""))]
     for pattern, said in _rules(british=british):
         fragments = replace_in(fragments, pattern, said)
-    return re.sub(r"  +", " ", "".join(f.text for f in fragments))
+    return re.sub(r"  +", " ", joined(fragments))
 
 
 _Said = Callable[[re.Match[str]], str]
@@ -94,6 +98,7 @@ def _rules(*, british: bool) -> tuple[tuple[re.Pattern[str], _Said], ...]:
         (r"\[[a-z_]+\]|</?[a-z]+>", lambda m: m[0]),  # the engine's own marks: [breath], <strong>
         (r"~(?=[\w$€£¥])", lambda m: "about "),
         *_ADDRESSES,
+        (r"(?<=[A-Za-z\d])_+(?=[A-Za-z\d])", lambda m: " "),
         *_dates(british),
         *_TIMES,
         *_TELEPHONES,
@@ -164,7 +169,7 @@ def _dates(british: bool) -> list[tuple[str, _Said]]:
         return _date(day, _MONTHS[month - 1], m[3], british=british)
 
     return [
-        (r"\b([12]\d{3})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])\b", iso),
+        (r"\b([12]\d{3})[-/](0?[1-9]|1[0-2])[-/](0?[1-9]|[12]\d|3[01])\b", iso),
         (r"\b(\d{1,2})[/.](\d{1,2})[/.]([12]\d{3})\b", slashed),
         (rf"\b({_MONTH}) (\d{{1,2}})(?:st|nd|rd|th)?(?:,? ([12]\d{{3}}))?\b(?![,.]?\d)",
          lambda m: _date(int(m[2]), _month(m[1]), m[3], british=british)),
@@ -219,7 +224,7 @@ def _clock(m: re.Match[str]) -> str:
 _HALF = r"(?P<half>[aApP]\.m\.|[aApP]\.?[mM]\b)"
 _TIMES: list[tuple[str, _Said]] = [
     (r"\b(\d{1,2}):([0-5]\d):([0-5]\d)\b", _clock),
-    (rf"\b(?P<h>[01]?\d|2[0-3]):(?P<m>[0-5]\d)(?: ?{_HALF}|\b)(?!:)", _time),
+    (rf"\b(?P<h>[01]?\d|2[0-4]):(?P<m>[0-5]\d)(?: ?{_HALF}|\b)(?!:)", _time),
     (rf"\b(?P<h>1[0-2]|[1-9])(?P<m>) ?{_HALF}", _time),
     (r"\b(\d{1,2}):(\d{1,2})\b", lambda m: f"{_number(m[1])} to {_number(m[2])}"),
 ]
@@ -238,6 +243,8 @@ _TELEPHONES: list[tuple[str, _Said]] = [
     (r"(?<!\w)(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}\b", _telephone),
     (r"(?<![\d.-])\d{3}-\d{4}\b(?!-)", _telephone),
     (r"\b\d{3}-\d{2}-\d{4}\b", _telephone),
+    (r"(?<![\d.-])\d+(?:-\d+){2,}(?![\d.-])", _telephone),
+    (r"(?<=\b[Cc]all )[19]\d\d\b|(?<=\b[Dd]ial )[19]\d\d\b", lambda m: digits(m[0], _EN)),
     (r"(?<![\d.])(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?![\d.])",
      lambda m: " dot ".join(digits(g, _EN) for g in m.groups())),
     (r"\b(?:[Vv]ersion )?[vV](\d+(?:\.\d+)*)\b", lambda m: f"version {_dotted(m[1])}"),
@@ -269,9 +276,20 @@ def _money(m: re.Match[str]) -> str:
 
 
 _SCALE = r"(?: ?(?P<scale>thousand|million|billion|trillion|[kKmMbB]n?|T)(?![A-Za-z]))?"
-_SIGN = r"US\$|[$€£¥₹]"
+_SIGN = r"US\$|HK\$|[ACS]\$|[$€£¥₹]"
 _CODE = "USD|EUR|GBP|CNY|RMB"
+_MONEY_NOUNS = "bill|note|coin|ticket|fee|gift|fine|prize|budget|tip|deal|question|loan|plan|card|book"
 _MONEY: list[tuple[str, _Said]] = [
+    (
+        rf"(?P<sign>{_SIGN})(?P<low>{_NUMBER}) ?[-–—] ?(?:{_SIGN})?(?P<amount>{_NUMBER}){_SCALE}(?P<code>)",
+        lambda m: f"{_number(m['low'])} to {_money(m)}",
+    ),
+    (
+        rf"(?P<sign>{_SIGN})(?P<amount>\d+(?:,\d{{3}})*)(?: (?P<scale>thousand|million|billion))?(?P<code>)-?(?= ?(?:{_MONEY_NOUNS})\b)",
+        lambda m: (
+            f"{_number(m['amount'])}{'-' + m['scale'] if m['scale'] else ''}-{_CURRENCIES[m['sign']][0]}"
+        ),
+    ),
     (rf"(?P<sign>{_SIGN}) ?(?P<amount>{_NUMBER}){_SCALE}(?P<code>)", _money),
     (rf"(?P<sign>)\b(?P<code>{_CODE}) ?(?P<amount>{_NUMBER}){_SCALE}", _money),
     (rf"(?P<amount>{_NUMBER}){_SCALE} ?(?P<code>{_CODE})\b(?P<sign>)", _money),
@@ -285,22 +303,29 @@ _MONEY: list[tuple[str, _Said]] = [
 def _expanded(m: re.Match[str]) -> str:
     words = _ABBREVIATIONS[m[0]]
     # Its stop ends the sentence too where the text ends.
-    ends = m[0].endswith(".") and not m.string[m.end() :].strip("\"') ]")
+    rest = m.string[m.end() :]
+    ends = m[0].endswith(".") and (not rest.strip("\"') ]") or _STARTERS.match(rest))
     return words + ("." if ends else "")
 
 
+#: Words that begin a sentence rather than go on with a name after "Co." or "U.S.".
+_STARTERS = re.compile(
+    r" (?:The|He|She|It|They|We|I|You|But|And|In|On|At|This|That|My|His|Her|Our|Their|A|An|There|When|If|So|No|Yes|Then)\b"
+)
 _SHORTENED = "|".join(re.escape(a) for a in sorted(_ABBREVIATIONS, key=len, reverse=True))
 _NAMES: list[tuple[str, _Said]] = [
     (rf"\b({'|'.join(_TITLES)})\.(?= ?[A-Z]| and | or )", lambda m: _TITLES[m[1]]),
     (rf"\b({'|'.join(t for t in _TITLES if t in ('Dr', 'Mr', 'Mrs', 'Ms'))})(?= [A-Z])", lambda m: _TITLES[m[1]]),
+    (r"\b(?!(?:At|In|On|The|Near|From|By|To|And|Of|Saint)\b)([A-Z][a-z]+) St\.(?! [A-Z][a-z]+'s)",
+     lambda m: f"{m[1]} Street"),
     (r"\bSt\.(?= [A-Z])", lambda m: "Saint"),
-    (r"(?<=[a-z] )St\.", lambda m: "Street"),
-    (r"\b[Nn]os?\.? ?(?=\d)", lambda m: "numbers " if m[0].lower().startswith("nos") else "number "),
+    (r"\bNos?\. ?(?=\d)|№ ?", lambda m: "numbers " if m[0].startswith("Nos") else "number "),
     (r"#(?=\d)", lambda m: "number "),
     (r"\bpp?\. ?(?=\d)", lambda m: "pages " if m[0].startswith("pp") else "page "),
     (rf"\b({_NUMBERED}) ([IVX]+)\b",
      lambda m: f"{m[1]} {_number(str(_ROMAN[m[2]]))}" if m[2] in _ROMAN else m[0]),
-    (rf"\b({_REGNAL}) ([IVX]+)\b",
+    # "James I think left": a lone I is a number only where no verb of ours can follow.
+    (rf"\b({_REGNAL}) ([IVX]{{2,}}|[VX]|I(?= (?:of|was|and|died|reigned|ruled|became)\b|[,.;:)]|'s))(?!\w)",
      lambda m: f"{m[1]} the {ordinal(_ROMAN[m[2]], _EN)}" if m[2] in _ROMAN else m[0]),
     (r"\bWorld War (II?)\b", lambda m: f"World War {'One' if m[1] == 'I' else 'Two'}"),
     (rf"(?<![\w.])(?:{_SHORTENED})(?!\w)", _expanded),
@@ -356,12 +381,14 @@ def _mixed(whole: str | None, numerator: int, denominator: int) -> str:
 _UNIT = "|".join(sorted((re.escape(u) for u in _UNITS if u not in _TIGHT_UNITS), key=len, reverse=True))
 _TIGHT = "|".join(sorted((re.escape(u) for u in _TIGHT_UNITS), key=len, reverse=True))
 _QUANTITIES: list[tuple[str, _Said]] = [
+    (rf"({_NUMBER})[eE]([-+]?)(\d+)\b",
+     lambda m: f"{_number(m[1])} times ten to the {'minus ' if m[2] == '-' else ''}{_number(m[3])}"),
     (r"\b(\d)['′](\d{1,2})([\"″])?", _feet_and_inches),
     (r"\b24/7\b", lambda m: "twenty-four seven"),
     (r"\b9/11\b", lambda m: "nine eleven"),
     (rf"(?P<minus>(?<![\w.])[-−])?(?:(?P<to>{_NUMBER}) ?[-–] ?)?(?<![\w.])(?P<n>{_NUMBER})"
      rf"(?: ?(?P<unit>{_UNIT})|(?P<tight>{_TIGHT}))(?![\w/²³])", _quantity),
-    (rf"({_NUMBER}) ?[-–] ?({_NUMBER}) ?%", lambda m: f"{_number(m[1])} to {_number(m[2])} percent"),
+    (rf"({_NUMBER}) ?%? ?[-–] ?({_NUMBER}) ?%", lambda m: f"{_number(m[1])} to {_number(m[2])} percent"),
     (rf"(?P<minus>(?<!\w)[-−])?({_NUMBER}) ?%",
      lambda m: ("minus " if m["minus"] else "") + f"{_number(m[2])} percent"),
     (rf"(?:(\d+) ?)?([{''.join(_FRACTIONS)}])", lambda m: _mixed(m[1], *_FRACTIONS[m[2]])),
@@ -395,17 +422,24 @@ def _year_or_number(m: re.Match[str]) -> str:
 
 _NUMBERS: list[tuple[str, _Said]] = [
     (r"\b(\d{1,3}(?:,\d{3})+|\d+)(?:st|nd|rd|th)\b", lambda m: ordinal(int(m[1].replace(",", "")), _EN)),
-    (r"\b(?=[A-Za-z-]*\d)(?=\d*-?[A-Za-z])(?:[A-Za-z]+-?\d+|\d+[A-Za-z]+)(?:-?[A-Za-z\d]+)*\b", _code),
+    (r"\b(?=[A-Za-z-]*\d)(?=\d*-?[A-Za-z])(?:[A-Za-z]+-?\d+|\d+[A-Za-z]+)(?:-?[A-Za-z\d])*+\b", _code),
     (r"(?:(?<=\b[Ii]n )|(?<=\b[Ss]ince )|(?<=\b[Bb]y )|(?<=\b[Uu]ntil )|(?<=\b[Ff]rom )|(?<=\b[Bb]efore )|(?<=\b[Aa]fter )"
      r"|(?<=\b[Yy]ear )|(?<=\bcirca ))1[1-9]\d\d(?![\d,.]\d|\d)", lambda m: year(int(m[0]), _EN)),
     (r"(?<![\d.,-])(?:19|20)\d\d(?![\d]|[.,-]\d)", _year_or_number),
     (r"(?<![\w.,])0\d+(?![\d.])", lambda m: digits(m[0], _EN)),
+    (rf"({_NUMBER})\^(\d+)", lambda m: f"{_number(m[1])} to the power of {_number(m[2])}"),
+    (rf"({_NUMBER})([²³])", lambda m: f"{_number(m[1])} {'squared' if m[2] == '²' else 'cubed'}"),
+    (rf"({_NUMBER}) ?\* ?(?=\d)", lambda m: f"{_number(m[1])} times "),
+    # In a sum a hyphen between blanks is a minus, elsewhere it stands for "to".
+    (rf"({_NUMBER}) - (?={_NUMBER})",
+     lambda m: f"{_number(m[1])} {'minus' if re.search('[+=×÷]', m.string) else 'to'} "),
     (rf"({_NUMBER}) ?[-–] ?({_NUMBER})", lambda m: f"{_number(m[1])} to {_number(m[2])}"),
     (rf"(?<!\w)[-−]({_NUMBER})", lambda m: f"minus {_number(m[1])}"),
     (rf"{_NUMBER}", lambda m: _number(m[0])),
 ]  # fmt: skip
 
 _SIGNS: list[tuple[str, _Said]] = [
+    (rf"(?<={SETTLED}) ?[-–—] ?(?={SETTLED})", lambda m: " to "),  # between two dates, two prices
     (rf" ?([{''.join(map(re.escape, _SYMBOLS))}]) ?", lambda m: f" {_SYMBOLS[m[1]]} "),
     (r" ?@ ?", lambda m: " at "),
 ]

@@ -14,6 +14,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+#: Stands for a settled fragment while the others are looked at: a letter that no script writes.
+SETTLED = "\ua66e"
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -26,23 +29,35 @@ class Fragment:
 def replace_in(
     fragments: Sequence[Fragment], pattern: str | re.Pattern[str], said: Callable[[re.Match[str]], str]
 ) -> list[Fragment]:
-    """Replaces what matches in the open fragments by what ``said`` gives, and settles that."""
+    """Replaces what matches in the open fragments by what ``said`` gives, and settles that.
+
+    The pattern sees the whole text, each settled fragment as one letter (`SETTLED`), so that what stands
+    beside a word that was put in is not taken for the beginning of the text.
+    """
+    whole = "".join(SETTLED if fragment.fixed else fragment.text for fragment in fragments)
+    settled = iter([fragment for fragment in fragments if fragment.fixed])
     result: list[Fragment] = []
-    for fragment in fragments:
-        if fragment.fixed:
-            result.append(fragment)
+
+    def keep(stretch: str) -> None:
+        for part in re.split(f"({SETTLED})", stretch):
+            if part:
+                result.append(next(settled) if part == SETTLED else Fragment(part))
+
+    at = 0
+    for match in re.finditer(pattern, whole):
+        if SETTLED in match[0] or match.end() == match.start():
             continue
-        at = 0
-        for match in re.finditer(pattern, fragment.text):
-            if match.start() > at:
-                result.append(Fragment(fragment.text[at : match.start()]))
-            result.append(Fragment(said(match), fixed=True))
-            at = match.end()
-        if at < len(fragment.text):
-            result.append(Fragment(fragment.text[at:]))
+        keep(whole[at : match.start()])
+        result.append(Fragment(said(match), fixed=True))
+        at = match.end()
+    keep(whole[at:])
     return result
 
 
 def joined(fragments: Sequence[Fragment]) -> str:
-    """The text of all fragments."""
-    return "".join(fragment.text for fragment in fragments)
+    """The text of all fragments, with a blank between two words of which one was put in."""
+    text = ""
+    for fragment in fragments:
+        touches = text[-1:].isalnum() and fragment.text[:1].isalnum()
+        text += (" " if touches else "") + fragment.text
+    return text

@@ -149,6 +149,8 @@ def spell_numbers(text: str, language: str) -> str:
     """Puts a text's numbers, percentages, prices and units in words; other text is left as it is."""
     speech = SPEECH[language]
     number = _number_pattern(speech)
+    for pattern, said in OWN_RULES.get(language, ()):
+        text = re.sub(pattern, said, text)
     text = _with_days(text, speech)
     text = _with_prices(text, language, speech, number)
     text = _with_units(text, language, speech, number)
@@ -156,7 +158,69 @@ def spell_numbers(text: str, language: str) -> str:
         text = re.sub(
             r"(?<![\d.,])(1[1-9]|20)\d\d(?![\d%]|[.,]\d)", lambda m: year(int(m[0]), language), text
         )
-    return re.sub(number, lambda m: _number(m[0], language, speech), text)
+    # What touches a letter ("2e", "10h") is no number by itself: better left as it is than glued to it.
+    apart = number if language in ("ja", "ko") else rf"(?<![^\W\d_])(?:{number})(?![^\W\d_])"
+    return re.sub(apart, lambda m: _number(m[0], language, speech), text)
+
+
+def _german_ordinal(match: re.Match[str]) -> str:
+    ending = (
+        "n"
+        if re.search(r"(?i)\b(?:im|am|vom|zum|beim|dem|den|des|einem)\s$", match.string[: match.start()])
+        else ""
+    )
+    return ordinal(int(match[1]), "de") + ending
+
+
+def _german_time(match: re.Match[str]) -> str:
+    hour = "ein" if match[1].lstrip("0") == "1" else cardinal(str(int(match[1])), "de")
+    minute = int(match[2] or 0)
+    return f"{hour} Uhr" + (f" {cardinal(str(minute), 'de')}" if minute else "")
+
+
+def _german_date(match: re.Match[str]) -> str:
+    month = SPEECH["de"].months[int(match[2]) - 1]
+    return f"{_german_ordinal(match)} {month} {year(int(match[3]), 'de')}"
+
+
+def _french_time(match: re.Match[str]) -> str:
+    hour = int(match[1])
+    words = ("une" if hour == 1 else cardinal(str(hour), "fr")) + (" heure" if hour < 2 else " heures")
+    return words + (f" {cardinal(str(int(match[2])), 'fr')}" if match[2] and int(match[2]) else "")
+
+
+def _spanish_time(match: re.Match[str]) -> str:
+    hour, minute = ("una" if int(match[1]) == 1 else cardinal(str(int(match[1])), "es")), int(match[2])
+    return hour + (
+        " en punto" if not minute else " y media" if minute == 30 else f" y {cardinal(str(minute), 'es')}"
+    )
+
+
+def _japanese_yen(match: re.Match[str]) -> str:
+    return f"{cardinal(match[1].replace(',', ''), 'ja')}{match[2]}円"
+
+
+#: What a language writes with digits in a way of its own, before its plain numbers are read.
+OWN_RULES: dict[str, tuple[tuple[str, Callable[[re.Match[str]], str]], ...]] = {
+    "de": (
+        (r"\b(3[01]|[12]?\d|0[1-9])\.(1[0-2]|0?[1-9])\.(\d{4})\b", _german_date),
+        (r"\b([01]?\d|2[0-4])(?:[:.]([0-5]\d))? Uhr\b", _german_time),
+        (r"\b(\d{1,3})\.(?= (?!Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)[A-ZÄÖÜ][a-zäöüß])",
+         _german_ordinal),
+    ),
+    "fr": (
+        (r"\b([01]?\d|2[0-4]) ?h(?: ?([0-5]\d))?\b", _french_time),
+        (r"\b1(er|re)\b", lambda m: "premier" if m[1] == "er" else "première"),
+        (r"\b(\d{1,4})(?:e|ème)\b", lambda m: ordinal(int(m[1]), "fr")),
+    ),
+    "es": (
+        (r"\b([01]?\d|2[0-4]):([0-5]\d)\b", _spanish_time),
+        (r"\b(\d{1,2})\.?º", lambda m: ordinal(int(m[1]), "es")),
+        (r"\b(\d{1,2})\.?ª", lambda m: ordinal(int(m[1]), "es")[:-1] + "a"),
+        (r"\b21(?= (?:años|días|meses|minutos|segundos|euros|dólares|libros|hombres)\b)", lambda m: "veintiún"),
+    ),
+    "ja": ((r"[¥￥](\d{1,3}(?:,\d{3})+|\d+)([万億])", _japanese_yen),),
+}  # fmt: skip
 
 
 def _number_pattern(speech: Speech) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from callsheet.text.pace import is_speakable, is_wide, is_wide_language, speech_seconds
+from callsheet.text.pace import is_speakable, is_wide, primary, speech_seconds
 
 #: CosyVoice's splitter begins at 60 tokens, about 13 s; a piece is kept under that.
 LONGEST_SECONDS = 12.0
@@ -79,7 +79,6 @@ def cut(text: str, language: str) -> list[Cut]:
 
 def _pieces(text: str, language: str) -> list[str]:
     """Sentences, joined while they are short together, and cut where one is too long."""
-    glue = "" if is_wide_language(language) else " "
     parts = [part for sentence in sentences(text) for part in _short_enough(sentence)]
     pieces: list[str] = []
     for part in parts:
@@ -87,14 +86,27 @@ def _pieces(text: str, language: str) -> list[str]:
             if pieces:  # a mark that stands alone belongs to what it follows
                 pieces[-1] += part
             continue
-        together = pieces[-1] + glue + part if pieces else ""
-        if pieces and (
-            speech_seconds(together) <= LONGEST_SECONDS or _is_short(part) or _is_short(pieces[-1])
-        ):
+        together = pieces[-1] + _glue(pieces[-1], part, language) + part if pieces else ""
+        # A last word or two may go over the edge: very short texts are what the models fail on most.
+        room = LONGEST_SECONDS + (2 * SHORTEST_SECONDS if _is_short(part) and part is parts[-1] else 0)
+        if pieces and speech_seconds(together) <= room:
             pieces[-1] = together
         else:
             pieces.append(part)
     return pieces
+
+
+def _glue(before: str, after: str, language: str) -> str:
+    """What stands between two sentences: nothing between Chinese or Japanese ones, else a blank."""
+    if primary(language) in ("zh", "ja", "yue") and (is_wide(before[-1]) or is_wide(after[0])):
+        return ""
+    return " "
+
+
+def halves(text: str) -> list[str]:
+    """A text cut where it is best cut; the whole where it cannot be."""
+    place = _best_cut(text)
+    return [half for half in (text[:place].strip(), text[place:].strip()) if half]
 
 
 def _is_short(text: str) -> bool:

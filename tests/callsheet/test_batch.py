@@ -124,16 +124,18 @@ def test_engine_that_never_gives_anything_fails_the_shot(plan: Callable[..., Pla
     assert batch.queue.is_empty
 
 
-def test_host_that_fails_during_a_retake_leaves_the_first_attempt(plan: Callable[..., Plan]) -> None:
+def test_host_that_fails_during_a_retake_leaves_it_to_another_and_in_the_end_the_first_attempt(plan: Callable[..., Plan]) -> None:
     batch = batch_of(plan(SPOKEN))
     first, second = lane_for(batch, "lighttts", 0), lane_for(batch, "lighttts", 1)
     step = next_step(batch, first)
     batch.add_attempt(step, attempt(batch, step, first, ok=False))
     assert next_step(batch, second) is step
-    sidecar = batch.fail(step, second, HostFault("CUDA error"))
+    assert batch.fail(step, second, HostFault("CUDA error")) is None
+    assert batch.queue.quarantined == {"b": "CUDA error"}
+    assert next_step(batch, first) is step, "the host of the first attempt is well"
+    sidecar = batch.fail(step, first, Transient("502"))
     assert sidecar is not None
     assert sidecar.needs_review
-    assert batch.queue.quarantined == {"b": "CUDA error"}
 
 
 def test_failed_shot_does_not_stop_the_others_but_its_programme(plan: Callable[..., Plan]) -> None:

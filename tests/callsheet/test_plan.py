@@ -233,3 +233,21 @@ def test_how_it_is_said_is_part_of_the_key_and_how_it_is_written_is_not(plan: Ca
 
     assert key(text="He paid $5.") == key(text="He paid five dollars.")
     assert key(engine="cosyvoice", instruct="happy") != key(engine="cosyvoice", instruct="sad")
+
+
+def test_the_style_of_a_server_is_part_of_the_key_and_of_who_may_speak(
+    plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    def fleet(style: str) -> Fleet:
+        path = tmp_path / "fleet.toml"
+        path.write_text(
+            'provider = "static"\n[[host]]\nname = "h"\n[[host.engine]]\nkind = "lighttts"\nrevision = "r"\n'
+            f'url = "http://127.0.0.1:1"\nstyle = "{style}"\n'
+        )
+        return read_fleet(str(path))
+
+    plain, news = fleet("default"), fleet("news")
+    one, other = plan(SPOKEN, fleet=plain), plan(SPOKEN, fleet=news)
+    assert one.shots["a"].speech != other.shots["a"].speech
+    step = other.steps[str(other.shots["a"].speech)]
+    assert [step.runs_on(lane) for lane in (*plain.lanes(), *news.lanes())] == [False, True]

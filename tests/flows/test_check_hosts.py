@@ -12,7 +12,7 @@ import pytest
 from callsheet.errors import BadInput
 from callsheet.health import Health
 from flows.check_hosts import CheckHostsParameters, check_hosts
-from tests.conftest import ROOT, write_fleet
+from tests.conftest import ROOT, write_fleet, write_tone
 from tests.fakes.speech_server import SpeechServer
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -66,6 +66,17 @@ async def test_an_unknown_voice_is_told_before_anything_is_asked(tmp_path: Path,
         assert server.requests == []
     assert isinstance(found, BadInput)
     assert 'found "nobody"; expected one of anna, wei' in str(found)
+
+
+async def test_a_recording_that_breaks_a_server_is_not_sent_to_it(
+    tmp_path: Path, script_folder: Path
+) -> None:
+    write_tone(script_folder / "anna.wav", 40.0)
+    with SpeechServer() as server:
+        fleet = write_fleet(tmp_path / "fleet.toml", {"here": server.url})
+        _, found = await checked(fleet, script_folder, full=True)
+        assert server.requests == []
+    assert "of 40.0 s; expected a recording of 1 to 30 s" in str(found)
 
 
 def test_a_row_has_a_dash_where_nothing_was_measured() -> None:

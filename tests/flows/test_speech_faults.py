@@ -168,6 +168,36 @@ async def test_when_every_canary_fails_each_line_says_why(booth: Callable[..., B
     assert "canary failed 3 times: rms_dbfs is" in summary.failed[0].reason
 
 
+@pytest.mark.parametrize("fault", ["empty", "500", "422", "cut"])
+async def test_a_host_whose_canary_cannot_be_heard_is_left_out_at_once(
+    booth: Callable[..., Booth], fault: Fault
+) -> None:
+    mine = booth(hosts=2, slots=4)
+    mine.servers[0].choose = lambda request: fault
+    summary = await mine.narrate(sentences(8))
+    assert (summary.done, summary.failed) == (8, [])
+    assert len(mine.servers[0].requests) <= 4, "one canary with its retries, however many lanes waited for it"
+
+
+async def test_a_refusal_is_tried_on_another_host_before_the_line_is_given_up(
+    booth: Callable[..., Booth],
+) -> None:
+    mine = booth(hosts=2)
+    mine.servers[0].choose = lambda request: None if "canary" in request.text else "422"
+    summary = await mine.narrate(sentences(4))
+    assert (summary.done, summary.failed) == (4, [])
+
+
+async def test_a_retake_whose_lane_fails_is_made_on_a_third_lane(booth: Callable[..., Booth]) -> None:
+    mine = booth(hosts=2, slots=2)
+    texts = sentences(3)
+    for text in texts:
+        mine.servers[0].fail("silence", text=text)
+    mine.servers[1].choose = lambda request: None if "canary" in request.text else "500"
+    summary = await mine.narrate(texts)
+    assert (summary.done, summary.needs_review) == (3, 0)
+
+
 @pytest.mark.slow
 async def test_the_canary_is_heard_again_after_fifty_lines(booth: Callable[..., Booth]) -> None:
     mine = booth(slots=4)

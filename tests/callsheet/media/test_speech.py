@@ -159,3 +159,21 @@ def test_only_the_latest_lines_are_remembered() -> None:
     for number in range(200):
         neighbours.add(one(pace=float(number)))
     assert [line.pace for line in neighbours.lines] == [float(n) for n in range(150, 200)]
+
+
+def test_noise_of_the_right_length_is_no_speech() -> None:
+    noise = np.random.default_rng(1).normal(0, 0.1, int(SECONDS * RATE))
+    assert "voiced_share" in failed(noise)
+
+
+@pytest.mark.parametrize("seconds", [0.6, 1.0, 2.0])
+def test_white_noise_after_the_last_word_is_found(seconds: float) -> None:
+    noise = np.random.default_rng(2).normal(0, 10 ** (-30 / 20), int(seconds * RATE))
+    assert {"tail_noise_seconds", "unvoiced_tail_seconds"} & set(failed(np.concatenate([voice(), noise])))
+
+
+@pytest.mark.parametrize("level", [1e-5, 1e-3, 3e-3])
+def test_what_is_nearly_silent_is_not_made_loud(level: float) -> None:
+    noise = np.random.default_rng(3).normal(0, level, int(SECONDS * RATE))
+    assert measure(Sound(noise.astype(np.float32), RATE), LINE).gain_db <= 20
+    assert measure(Sound((noise / level * 1e-4).astype(np.float32), RATE), LINE).gain_db == 0

@@ -47,6 +47,14 @@ ENGLISH = [
     ("2024-03-05 at 08:00", "March fifth, twenty twenty-four at eight o'clock"),
     ("3 x 4 = 12, 3x faster", "three times four equals twelve, three times faster"),
     ("[breath] He left.", "[breath] He left."),
+    ("10%-20% and $5-10 and $1,000-$2,000.", "ten to twenty percent and five to ten dollars and one thousand to two thousand dollars."),
+    ("ISBN 978-3-16, file_1 and HK$100.", "ISBN nine seven eight, three, one six, file one and one hundred Hong Kong dollars."),
+    ("A $20 bill. The answer is no. 5 left.", "A twenty-dollar bill. The answer is no. five left."),
+    ("James I think left. James I of England.", "James I think left. James the first of England."),
+    ("5 + 3 - 2 = 6, 10^6, 1.5e-3",
+     "five plus three minus two equals six, ten to the power of six, one point five times ten to the minus three"),
+    ("123 Main St. Apt. 4B. Acme Co. She left.",
+     "one hundred and twenty-three Main Street Apt. four B. Acme Company. She left."),
 ]  # fmt: skip
 CHINESE = [
     ("12345678", "一二三四五六七八"),
@@ -72,6 +80,9 @@ CHINESE = [
     ("$3.50和€20，1.5万元，¥1.5万。", "三点五美元和二十欧元，一点五万元，一点五万元。"),
     ("10~20人，3-5天，16:9。", "十到二十人，三到五天，十六比九。"),
     ("他买了12,345.67元的东西。", "他买了一万二千三百四十五点六七元的东西。"),
+    ("2月2日，12月2日，第2天，2天。", "二月二日，十二月二日，第二天，两天。"),
+    ("约3/4，大约1/2，HK$100。", "约四分之三，大约二分之一，一百港元。"),
+    ("下载http://a.cn/b2共5个，打500米。", "下载a点cn斜杠b二共五个，打五百米。"),
     ("2020-2024年，5月1日-5月3日。", "二零二零到二零二四年，五月一日到五月三日。"),
 ]
 OTHERS = [
@@ -82,6 +93,11 @@ OTHERS = [
     ("de", "Es waren 1.000.000 Menschen bei -5 °C.", "Es waren eine Million Menschen bei minus fünf Grad Celsius."),
     ("fr", "Le 1 mai, il a payé 12,50 € pour 1 kg, soit 80 %.",
      "Le premier mai, il a payé douze euros cinquante pour un kilogramme, soit quatre-vingts pour cent."),
+    ("de", "Der 2. Weltkrieg, im 21. Jahrhundert, 10:30 Uhr.",
+     "Der zweite Weltkrieg, im einundzwanzigsten Jahrhundert, zehn Uhr dreißig."),
+    ("fr", "À 10h30, le 1er mai, 2e étage.", "À dix heures trente, le premier mai, deuxième étage."),
+    ("es", "El 1.º de mayo a las 10:30.", "El primero de mayo a las diez y media."),
+    ("ja", "¥150万です", "百五十万円です"),
     ("fr", "En 1999, 1 234 567 personnes.",
      "En mille neuf cent quatre-vingt-dix-neuf, un million deux cent trente-quatre mille cinq cent soixante-sept "
      "personnes."),

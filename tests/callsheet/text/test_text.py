@@ -136,3 +136,33 @@ LEXICON = Lexicon(
 )
 def test_the_narrowest_reading_of_the_lexicon_is_used(text: str, place: Place, wanted: str) -> None:
     assert read_text(text, place.language, LEXICON, place)[0].spoken == wanted
+
+
+def test_blanks_between_korean_sentences_are_kept() -> None:
+    assert (
+        read_text("안녕하세요. 저는 학생입니다. 정말요?", "ko")[0].spoken
+        == "안녕하세요. 저는 학생입니다. 정말요?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Yes! No! Go! Stop! " * 12, "en"),
+        ("是。不是。好。" * 20, "zh"),
+        (
+            "In 2019 the total was $1,234,567.89, in 2020 it was $2,345,678.90, and in 2021 $3,456,789.01 in all.",
+            "en",
+        ),
+    ],
+)
+def test_no_piece_is_longer_than_an_engine_speaks_in_one_go(text: str, language: str) -> None:
+    pieces = read_text(text, language)
+    assert all(piece.seconds <= 1.25 * LONGEST_SECONDS for piece in pieces), [
+        piece.seconds for piece in pieces
+    ]
+
+
+def test_a_long_name_of_letters_and_digits_is_read_in_no_time() -> None:
+    """It backtracked over every way of cutting it up: 28 letters took 17 s."""
+    assert read_text("See file1" + "a" * 5_000 + "_x now.", "en")[0].spoken.startswith("See file one a")
