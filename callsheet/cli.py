@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from callsheet import commands_workflow
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
@@ -48,6 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Turns a CSV of scripts into finished media.",
 )
+app.add_typer(commands_workflow.app, name="workflow")
 console = Console(stderr=True, highlight=False)
 
 Script = Annotated[Path, typer.Argument(metavar="SCRIPT", help="The CSV with the shots.")]

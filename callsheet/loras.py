@@ -17,9 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 #: What LoRA nodes allow is wider (-100 to 100); beyond ten a picture is noise.
 STRONGEST = 10.0
-EXPECTED = (
-    "LoRA files under models/loras with strengths from -10 to 10, such as film.safetensors:0.8; grain.safetensors"
-)
+EXPECTED = "LoRA files under models/loras with strengths from -10 to 10, such as film.safetensors:0.8; grain.safetensors"
 #: Endings that ComfyUI lists (folder_paths.supported_pt_extensions of 0.3.64).
 _ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pt2")
 #: Not allowed in a file name of Windows; a backslash is, as a separator, but hosts run Linux.

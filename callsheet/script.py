@@ -400,6 +400,8 @@ class _ScriptCheck:
             yield self._at(
                 shot, "visual", quoted(shot.visual), f"a fleet with an engine that makes {workflow.kind}s"
             )
+        if workflow.doubts and workflow.doubts not in self.notes:
+            self.notes.append(workflow.doubts)
         if workflow.needs_audio and not shot.text:
             yield self._at(shot, "text", "none", f"a text, because {workflow.name} speaks it")
         yield from self._value_mistakes(shot, workflow)
@@ -434,9 +436,12 @@ class _ScriptCheck:
                 yield self._at(shot, PARAM + name, found, f"one of {', '.join(free)}")
                 continue
             try:
-                values[name] = free[name].parse(cell)
+                values[name] = made = free[name].parse(cell)
             except ValueError as error:
                 yield self._at(shot, PARAM + name, quoted(cell), str(error))
+                continue
+            if free[name].step and made != int(cell):
+                self.notes.append(f"{shot.shot_id}: {workflow.name} makes {name} {made}, not {cell}")
 
     def _sizes(self, shot: Shot, workflow: Workflow) -> dict[str, Value]:
         """``width`` and ``height`` as the workflow can make them; a note says where that is another number."""

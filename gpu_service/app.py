@@ -12,12 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from callsheet.preflight import SHIPPED_SIGNATURES
 from callsheet.workflow import Workflow
 from gpu_service.comfyui import ComfyUI
 from gpu_service.routes import add_websocket, comfyui_routes
 from gpu_service.speech import router as speech_routes
 
-SIGNATURES = Path(__file__).with_name("object_info.json")
+SIGNATURES = SHIPPED_SIGNATURES
 
 
 def draft_signatures() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from fastapi import Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 
 from callsheet.workflow import Workflow
-from gpu_service.graph import Graph, Scene, output_nodes, scene_of, validate
+from gpu_service.graph import Graph, Scene, output_nodes, scene_of, unseen, validate
 from gpu_service.movie import clip_frames, read_any_sound, still, write_video
 
 VERSION = "0.3.64"
@@ -298,18 +298,24 @@ class ComfyUI:
 
 
 def with_models(signatures: dict[str, Any], workflows: dict[str, Workflow]) -> dict[str, Any]:
-    """The signatures with the models of the workflows as choices: a draft has every model that they declare."""
+    """The signatures with the models of the workflows as choices, and with the custom nodes that they declare: a
+    draft has all of them, and any LoRA, as those of a script's lists are declared nowhere."""
     folders: dict[str, list[str]] = {}
-    for workflow in workflows.values():
-        for model in workflow.models:
-            folders.setdefault(model.folder, []).append(model.file)
     filled = copy.deepcopy(signatures)
+    for workflow in workflows.values():
+        for model in workflow.models_for({}):
+            folders.setdefault(model.folder, []).append(model.file)
+        for pack in workflow.nodes:
+            for class_type in pack.classes:
+                filled.setdefault(class_type, unseen(class_type, pack.pack))
     for signature in filled.values():
         for name, spec in signature["input"].get("required", {}).items():
             choices = sorted(
                 {file for folder in _MODEL_FOLDERS.get(name, ()) for file in folders.get(folder, ())}
             )
-            if choices and isinstance(spec[0], list):
+            if name == "lora_name":
+                spec[:] = ["STRING", {}]
+            elif choices and isinstance(spec[0], list):
                 spec[0] = choices
             elif choices:
                 spec[1]["options"] = choices

@@ -20,6 +20,9 @@ Signatures = Mapping[str, Any]
 _NEGATIVE = ("negative", "negative_prompt")
 #: ComfyUI hides the list of choices in an error when there are more than this.
 _LONGEST_LIST = 20
+#: Nodes by which a head comes to move its mouth to a sound.
+_SPEAKING = ("WanSoundImageToVideo", "WanVideoLongCatAvatar")
+_DECODERS = ("VAEDecode", "WanVideoDecode")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,23 @@ class Scene:
 def output_nodes(graph: Graph, signatures: Signatures) -> list[str]:
     """The nodes that save something."""
     return [n for n, body in graph.items() if signatures.get(body["class_type"], {}).get("output_node")]
+
+
+def unseen(class_type: str, pack: str) -> dict[str, Any]:
+    """The signature of a node whose own is not at hand: it takes anything, and gives whatever is asked of it."""
+    slots = 8
+    return {
+        "input": {"required": {}, "optional": {}},
+        "input_order": {"required": [], "optional": []},
+        "output": ["*"] * slots,
+        "output_is_list": [False] * slots,
+        "output_name": ["*"] * slots,
+        "name": class_type,
+        "display_name": class_type,
+        "python_module": f"custom_nodes.{pack}",
+        "category": "draft",
+        "output_node": False,
+    }
 
 
 def validate(graph: Graph, signatures: Signatures, inputs: frozenset[str]) -> dict[str, Any] | None:
@@ -251,14 +271,15 @@ def _applied(kind: str, inputs: dict[str, Any], sources: dict[str, Scene], scene
         grid = 16 if "length" in inputs else 8
         changes["width"] = int(changes["width"]) // grid * grid
         changes["height"] = int(changes["height"]) // grid * grid
-    if "length" in inputs and kind != "ImageFromBatch":
-        changes["latents"] = (int(inputs["length"]) - 1) // 4 + 1
+    if kind != "ImageFromBatch" and (frames := inputs.get("length", inputs.get("num_frames"))):
+        changes["latents"] = (int(frames) - 1) // 4 + 1
     return _counted(kind, inputs, sources, replace(scene, **changes))
 
 
 _WIDGETS = {
     "text": "prompt",
     "t5xxl": "prompt",
+    "positive_prompt": "prompt",
     "seed": "seed",
     "noise_seed": "seed",
     "width": "width",
@@ -272,13 +293,16 @@ _WIDGETS = {
 
 def _counted(kind: str, inputs: dict[str, Any], sources: dict[str, Scene], scene: Scene) -> Scene:
     """The scene with the frames that the node adds, takes away or decodes."""
-    if kind.startswith("WanSoundImageToVideo"):
+    if kind.startswith(_SPEAKING):
         return replace(scene, speaks=True)
     if kind == "LatentConcat":
         return replace(scene, latents=sources["samples1"].latents + sources["samples2"].latents)
     if kind == "LatentCut":
         return replace(scene, latents=min(int(inputs["amount"]), scene.latents))
-    if kind.startswith("VAEDecode"):
+    if kind == "ImageBatchExtendWithOverlap" and "new_images" in sources:
+        joined = sources["source_images"].frames + sources["new_images"].frames - int(inputs["overlap"])
+        return replace(scene, frames=joined)
+    if kind.startswith(_DECODERS):
         return replace(scene, frames=4 * (scene.latents - 1) + 1 if scene.latents else 1)
     if kind == "ImageFromBatch":
         left = scene.frames - int(inputs["batch_index"])

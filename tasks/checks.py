@@ -49,7 +49,7 @@ async def check_take(
     step, lane = production.step(key), production.lane(lane_name)
     if step.kind == "speech":
         return await asyncio.to_thread(_check_narration, production, step, lane, Path(path), ends)
-    return await asyncio.to_thread(_check_picture, step, Path(path), windows)
+    return await asyncio.to_thread(_check_picture, production, step, Path(path), windows)
 
 
 async def keep_attempt(
@@ -189,7 +189,7 @@ def _check_narration(
     return Findings(tuple(checks), length, tuple(pieces), tuple(measured))
 
 
-def _check_picture(step: Step, path: Path, windows: int) -> Findings:
+def _check_picture(production: Production, step: Step, path: Path, windows: int) -> Findings:
     inputs = step.inputs
     assert isinstance(inputs, PictureInputs)
     width, height = inputs.size
@@ -197,7 +197,10 @@ def _check_picture(step: Step, path: Path, windows: int) -> Findings:
         return Findings(tuple(check_image(path, width=width, height=height)), 0.0)
     workflow = inputs.workflow
     frames = workflow.frames_of_windows(windows) if inputs.audio else workflow.frames(inputs.values)
-    checks = check_video(path, width=width, height=height, frames=frames, fps=inputs.fps)
+    spoken = None
+    if inputs.audio is not None:
+        spoken = production.batch.takes[inputs.audio].take.length + sum(inputs.pauses)
+    checks = check_video(path, width=width, height=height, frames=frames, fps=inputs.fps, spoken=spoken)
     try:
         length = round(probe_video(path, look=False).seconds, 4)
     except (RuntimeError, av.FFmpegError, ValueError, OSError):

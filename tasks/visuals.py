@@ -62,6 +62,7 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
         seconds = production.batch.takes[inputs.audio].take.length + sum(inputs.pauses)
         windows = inputs.workflow.windows_for(seconds + inputs.pause_after)
     graph = inputs.workflow.render(values, windows)
+    await client.preflight(graph, inputs.workflow)
     try:
         output = await client.run(graph, inputs.workflow.output, prompt_id, step.seconds)
     except OutOfMemory:

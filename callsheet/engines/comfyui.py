@@ -37,8 +37,9 @@ from callsheet.engines.http import (
     waiting,
 )
 from callsheet.errors import CallsheetError, HostFault, HostLacks, Transient
+from callsheet.preflight import Signatures, check_graph, host_fault
 from callsheet.timing import scaled
-from callsheet.workflow import Graph
+from callsheet.workflow import Graph, Workflow
 
 __all__ = ["ComfyUI", "Interrupted", "Lost", "Output", "PromptState"]
 
@@ -94,6 +95,7 @@ class ComfyUI:
         headers, params = credentials(token, token_place, token_name)
         self._feed = ProgressFeed(url, headers=headers, params=params)
         self._features: dict[str, Any] | None = None
+        self._signatures: Signatures | None = None
         self._has_jobs: bool | None = None
         #: How many times as long as expected this host takes; None until it has shown it.
         self._slowness: float | None = None
@@ -111,6 +113,18 @@ class ComfyUI:
     async def object_info(self) -> dict[str, Any]:
         """The signatures of all nodes that the server has, as `callsheet.preflight` reads them."""
         return await self._get("/object_info")
+
+    async def preflight(self, graph: Graph, workflow: Workflow) -> None:
+        """Looks whether the server has what the graph needs, before anything is uploaded or queued.
+
+        Raises:
+            HostLacks: a node or a model file is not there; with its pack or where to get it.
+            BadInput: the graph is wrong, whatever the server.
+        """
+        if self._signatures is None:
+            self._signatures = Signatures(await self.object_info(), self.name)
+        if fault := host_fault(check_graph(graph, self._signatures, workflow), self.name):
+            raise fault
 
     async def upload(self, path: Path, folder: str) -> str:
         """Brings a file to the host's input folder and returns the name by which a graph loads it.

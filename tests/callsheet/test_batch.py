@@ -124,7 +124,9 @@ def test_engine_that_never_gives_anything_fails_the_shot(plan: Callable[..., Pla
     assert batch.queue.is_empty
 
 
-def test_host_that_fails_during_a_retake_leaves_it_to_another_and_in_the_end_the_first_attempt(plan: Callable[..., Plan]) -> None:
+def test_host_that_fails_during_a_retake_leaves_it_to_another_and_in_the_end_the_first_attempt(
+    plan: Callable[..., Plan],
+) -> None:
     batch = batch_of(plan(SPOKEN))
     first, second = lane_for(batch, "lighttts", 0), lane_for(batch, "lighttts", 1)
     step = next_step(batch, first)

@@ -112,7 +112,7 @@ def test_bad_graphs_get_comfyuis_400(draft_host: str, workflows: dict[str, Workf
     }
     assert (
         body["node_errors"]["3"]["errors"][0]["details"]
-        == "vae_name: 'none.pt' not in ['ae.safetensors', 'wan_2.1_vae.safetensors']"
+        == "vae_name: 'none.pt' not in ['Wan2_1_VAE_bf16.safetensors', 'ae.safetensors', 'wan_2.1_vae.safetensors']"
     )
     assert body["node_errors"]["3"]["class_type"] == "VAELoader"
 
