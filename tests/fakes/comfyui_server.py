@@ -185,10 +185,12 @@ class ComfyUIServer:
 
     Attributes:
         token: asked for as a bearer, where it is set.
+        has_jobs: whether it has the jobs API of newer servers.
     """
 
     workflows: dict[str, Workflow]
     token: str = ""
+    has_jobs: bool = False
     requests: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -228,6 +230,8 @@ class ComfyUIServer:
         app = FastAPI()
         app.include_router(comfyui_routes(self.comfy))
         add_websocket(app, self.comfy)
+        if self.has_jobs:
+            _add_jobs(app, self.comfy)
 
         @app.middleware("http")
         async def spoil(request: Request, call_next: Any) -> Response:
@@ -250,6 +254,21 @@ class ComfyUIServer:
         started.set()
         await serving
         worker.cancel()
+
+
+def _add_jobs(app: FastAPI, comfy: FaultyComfyUI) -> None:
+    """The two routes of newer servers that a driver needs; shapes as in the facts, 1.1."""
+
+    @app.get("/api/jobs")
+    async def jobs() -> dict[str, Any]:
+        return {"jobs": [], "pagination": {"offset": 0, "limit": 1, "total": 0, "has_more": False}}
+
+    @app.post("/api/jobs/{prompt_id}/cancel")
+    async def cancel(prompt_id: str) -> dict[str, Any]:
+        waiting = any(prompt.prompt_id == prompt_id for prompt in comfy.pending)
+        await comfy.delete([prompt_id])
+        comfy.interrupt(prompt_id)
+        return {"cancelled": waiting or comfy.running is not None}
 
 
 _ROUTE_ANSWERS: dict[RouteFault, Callable[[], Response]] = {

@@ -232,6 +232,49 @@ async def test_a_token_goes_where_the_proxy_looks_for_it_on_http_and_websocket(p
     assert all(wanted in shown for *_, shown in seen)
 
 
+@pytest.mark.parametrize("has_jobs", [False, True])
+async def test_a_prompt_is_cancelled_by_the_jobs_api_where_the_server_has_it(
+    workflows: dict[str, Workflow], has_jobs: bool
+) -> None:
+    with ComfyUIServer(workflows, has_jobs=has_jobs) as server:
+        async with ComfyUI(server.url, name="x") as client:
+            server.fail("frozen")
+            running, waiting = new_id(), new_id()
+            runs = [
+                asyncio.create_task(client.run(picture(workflows, n), "9", i, 100.0))
+                for n, i in enumerate((running, waiting))
+            ]
+            while (
+                await client.state(waiting) is not PromptState.PENDING
+                or await client.state(running) is not PromptState.RUNNING
+            ):
+                await asyncio.sleep(0.01)
+            await client.cancel(waiting)
+            await client.cancel(running)
+            with pytest.raises(Lost):
+                await runs[1]
+            with pytest.raises(Interrupted):
+                await runs[0]
+        assert server.count("/cancel", "POST") == (2 if has_jobs else 0)
+        assert server.count("/interrupt", "POST") == (0 if has_jobs else 1), (
+            "never without being sure that it is ours"
+        )
+
+
+async def test_a_strangers_prompt_is_never_interrupted(
+    comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow]
+) -> None:
+    server.fail("frozen")
+    stranger = asyncio.create_task(comfy.run(picture(workflows), "9", new_id(), 1000.0))
+    while not server.runs:
+        await asyncio.sleep(0.01)
+    await comfy.cancel(new_id())
+    assert server.count("/interrupt", "POST") == 0
+    stranger.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stranger
+
+
 def test_outputs_are_found_under_any_key_and_never_in_temp() -> None:
     def entry(**keys: Any) -> dict[str, Any]:
         return {"outputs": {"9": keys}, "status": {"messages": []}}
