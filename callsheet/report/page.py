@@ -90,6 +90,7 @@ class _Page:
         return {
             **entry.model_dump(exclude={"takes", "clip", "captions", "poster"}),
             "text": shot.text,
+            "spoken": _spoken_otherwise(shot),
             "language": shot.language,
             "voice": shot.shot.voice,
             "visual": shot.shot.visual,
@@ -134,6 +135,12 @@ class _Page:
         return quote(PurePosixPath(path).relative_to(batch_path(self.manifest.batch, "")).as_posix())
 
 
+def _spoken_otherwise(shot: ShotPlan) -> str:
+    """What the engine was given, where it is not what is written."""
+    spoken = " ".join(piece.spoken for piece in shot.reading)
+    return spoken if spoken != " ".join(piece.written for piece in shot.reading) else ""
+
+
 def _check_row(check: Any) -> dict[str, Any]:
     limit = check.limit
     if isinstance(limit, tuple):
@@ -143,4 +150,5 @@ def _check_row(check: Any) -> dict[str, Any]:
             if low is not None and high is not None
             else (f"≥ {low:g}" if low is not None else f"≤ {high:g}")
         )
-    return {"name": check.name, "value": check.value, "limit": limit or "", "ok": check.ok}
+    name = check.name if check.piece is None else f"{check.name} of piece {check.piece + 1}"
+    return {"name": name, "value": check.value, "limit": limit or "", "ok": check.ok}
