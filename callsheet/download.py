@@ -1,6 +1,6 @@
 """Images that a script names by address: fetched when the script is read, so that their hash is in the plan.
 
-    outcome = Downloads(Path("/tmp/inputs")).fetch_all({"https://example.org/a.png"})
+    outcome = Downloads(Path("inputs")).fetch_all({"https://example.org/a.png"})
     outcome["https://example.org/a.png"].sha256
 
 An address that cannot be read is a mistake of its row, found before anything is spent.

@@ -283,7 +283,7 @@ def _fits(given: Any, taken: Any) -> bool:
         return True  # a list of choices as a type: ComfyUI lets it pass
     if "*" in (given, taken) or given.startswith("COMFY_") or taken.startswith("COMFY_"):
         return True
-    return bool(set(given.split(",")) & set(taken.split(",")))
+    return bool({part.strip() for part in given.split(",")} & {part.strip() for part in taken.split(",")})
 
 
 @dataclass(frozen=True)

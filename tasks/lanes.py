@@ -13,6 +13,7 @@ import time
 from prefect import task
 from prefect.logging import get_run_logger
 
+from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.http import Unreachable
 from callsheet.errors import BadOutput, CallsheetError, HostFault, reason_of
 from callsheet.fleet import Lane
@@ -88,8 +89,12 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     except Exception as error:  # whatever it was, it costs its shot and not the batch
         failure = error
     seconds = time.monotonic() - started if started is not None else 0.0
-    if made is not None and made.seconds is not None:
-        seconds = made.seconds
+    client = production.clients[engine_name(lane)]
+    if isinstance(client, ComfyUI):
+        # What its prompts took by the host's clock, failed ones too; what they waited for others is not theirs.
+        seconds = client.worked(step.key)
+        if failure is not None:
+            await client.abandon(production.prompts.pop(step.key, ""))
     async with production.changing() as batch:
         cost = batch.charge(step, lane, seconds)
     if made is not None:

@@ -63,8 +63,7 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 class Made:
     """What an engine made: a file in the scratch folder, or None and the error; and the seed it used.
 
-    ``windows`` is how far the graph of an avatar was grown; ``recordings`` are the pieces of a narration;
-    ``seconds`` is how long the engine worked, where it says so itself (a prompt may have waited before it).
+    ``windows`` is how far the graph of an avatar was grown; ``recordings`` are the pieces of a narration.
     """
 
     path: Path | None
@@ -72,7 +71,6 @@ class Made:
     windows: int = 1
     error: str | None = None
     recordings: tuple[Recording, ...] = ()
-    seconds: float | None = None
 
 
 @dataclass
@@ -101,6 +99,8 @@ class Production:
         #: for the others only.
         self.recordings: dict[str, dict[int, Recording]] = {}
         self.canaries: dict[str, Canary] = {}
+        #: The prompt that each step of a picture is known by on its host.
+        self.prompts: dict[str, str] = {}
         self.heard: dict[tuple[str, int], Recording] = {}
         #: The lines that passed, by voice, engine and revision.
         self.neighbours: dict[tuple[str, str, str], Neighbours] = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from pathlib import Path
 
 from prefect import task
 
 from callsheet.engines.comfyui import ComfyUI
-from callsheet.errors import OutOfMemory
+from callsheet.errors import CallsheetError, OutOfMemory
 from callsheet.inputs import InputFile
 from callsheet.media.video import last_frame
 from callsheet.plan import PictureInputs
@@ -48,11 +49,8 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     inputs, client = step.inputs, production.clients[engine_name(lane)]
     assert isinstance(inputs, PictureInputs)
     assert isinstance(client, ComfyUI)
-    prompt_id = await client.claim(key, production.batch.attempt_number(step))
     seed = production.batch.seed_of(step)
     values: dict[str, Value] = {**inputs.values, "SEED": seed}
-    # A name of its own for each prompt: a cached prompt points at the first one's file (facts, 1.5).
-    values["FILENAME_PREFIX"] = f"{HOST_FOLDER}/{key[:16]}/{prompt_id}"
     windows = 1
     if inputs.image is not None:
         values["IMAGE"] = await client.upload(await _image(production, inputs), HOST_FOLDER)
@@ -61,16 +59,24 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
         values["AUDIO"] = await client.upload(spoken, HOST_FOLDER)
         seconds = production.batch.takes[inputs.audio].take.length + sum(inputs.pauses)
         windows = inputs.workflow.windows_for(seconds + inputs.pause_after)
+    unnamed = inputs.workflow.render({**values, "FILENAME_PREFIX": HOST_FOLDER}, windows)
+    await client.preflight(unnamed, inputs.workflow)
+    prompt_id = await client.claim(key, production.batch.attempt_number(step), unnamed)
+    production.prompts[key] = prompt_id
+    # A name of its own for each prompt: a cached prompt points at the first one's file (facts, 1.5).
+    values["FILENAME_PREFIX"] = f"{HOST_FOLDER}/{key[:16]}/{prompt_id}"
     graph = inputs.workflow.render(values, windows)
-    await client.preflight(graph, inputs.workflow)
     try:
-        output = await client.run(graph, inputs.workflow.output, prompt_id, step.seconds)
+        output = await client.run(
+            graph, inputs.workflow.output, prompt_id, step.seconds, signature=step.signature, owner=key
+        )
     except OutOfMemory:
-        await client.free()
+        with contextlib.suppress(CallsheetError):  # its failure must not hide this one
+            await client.free()
         raise
     target = production.scratch_file(step, Path(output.filename).suffix.lower() or suffix)
     await client.download(output, target, prompt_id)
-    return Made(target, seed, windows, seconds=output.seconds)
+    return Made(target, seed, windows)
 
 
 async def _image(production: Production, inputs: PictureInputs) -> Path:

@@ -25,7 +25,15 @@ from typing import Any, Self
 import httpx
 from pydantic import SecretStr
 
-from callsheet.engines.comfyui_answers import Interrupted, Lost, Output, fault_of, find_output, refusal
+from callsheet.engines.comfyui_answers import (
+    Interrupted,
+    Lost,
+    Output,
+    fault_of,
+    find_output,
+    ran_seconds,
+    refusal,
+)
 from callsheet.engines.comfyui_progress import ProgressFeed, Watch
 from callsheet.engines.http import (
     ANSWER_SECONDS,
@@ -39,7 +47,7 @@ from callsheet.engines.http import (
 from callsheet.errors import CallsheetError, HostFault, HostLacks, Transient
 from callsheet.preflight import Signatures, check_graph, host_fault
 from callsheet.timing import scaled
-from callsheet.workflow import Graph, Workflow
+from callsheet.workflow import Graph, Workflow, canonical
 
 __all__ = ["ComfyUI", "Interrupted", "Lost", "Output", "PromptState"]
 
@@ -48,14 +56,16 @@ FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.05, 2.0
 #: Seconds before a broken download is begun again.
 DOWNLOAD_PAUSES = (1.0, 4.0)
 #: A prompt may run for this long, or for this many times what is expected, counted from its start. Once
-#: the host has shown how long it really takes, the second pair holds, of that.
-RUN_SECONDS, RUN_FACTOR = 600.0, 20.0
-KNOWN_SECONDS, KNOWN_FACTOR = 180.0, 6.0
+#: the host has shown how long that model really takes, a few times, the third holds, of that.
+RUN_SECONDS, RUN_FACTOR, KNOWN_FACTOR = 600.0, 20.0, 6.0
+KNOWN_RUNS = 3
 #: A prompt whose progress stands still for this long, or this many times what is expected, hangs. Loading a
 #: 14B model or a long VAE decode shows no progress either: 20 to 60 s on a good disk (facts 7.2).
 STALL_SECONDS, STALL_FACTOR = 300.0, 3.0
+#: Questions may fail for this long while a prompt runs, before the step's retries are used up for them.
+PATIENCE_SECONDS = 120.0
 #: How long a prompt may take to give way when it is interrupted: between two steps, not within a node.
-GIVE_WAY_SECONDS = 60.0
+GIVE_WAY_SECONDS = 180.0
 #: aiohttp's limit where the server does not tell its own.
 MAX_UPLOAD = 100 << 20
 #: The names of prompts: attempts of a take have ids of their own, the same in every run.
@@ -97,9 +107,14 @@ class ComfyUI:
         self._features: dict[str, Any] | None = None
         self._signatures: Signatures | None = None
         self._has_jobs: bool | None = None
-        #: How many times as long as expected this host takes; None until it has shown it.
-        self._slowness: float | None = None
+        #: How many times as long as expected this host takes for a model, each time it was shown.
+        self._slowness: dict[str, list[float]] = {}
         self._spoilt: set[str] = set()
+        #: Prompts that this client sent, which alone it cancels; when each was first seen to run.
+        self._sent: set[str] = set()
+        self._started: dict[str, float] = {}
+        self._worked: dict[str, float] = {}
+        self._uploaded: dict[str, str] = {}
 
     async def ready(self) -> None:
         """Raises where the server is not there or something else answers. Costs it nothing."""
@@ -117,13 +132,15 @@ class ComfyUI:
     async def preflight(self, graph: Graph, workflow: Workflow) -> None:
         """Looks whether the server has what the graph needs, before anything is uploaded or queued.
 
+        Values are left to the server's own check, which is free too and knows what a custom node takes.
+
         Raises:
             HostLacks: a node or a model file is not there; with its pack or where to get it.
-            BadInput: the graph is wrong, whatever the server.
         """
         if self._signatures is None:
             self._signatures = Signatures(await self.object_info(), self.name)
-        if fault := host_fault(check_graph(graph, self._signatures, workflow), self.name):
+        lacking = [f for f in check_graph(graph, self._signatures, workflow) if f.weight == "missing"]
+        if fault := host_fault(lacking, self.name):
             raise fault
 
     async def upload(self, path: Path, folder: str) -> str:
@@ -139,27 +156,35 @@ class ComfyUI:
         if len(content) > limit:
             raise self._too_large(path, len(content), limit)
         name = hashlib.sha256(content).hexdigest()[:32] + path.suffix.lower()
+        if known := self._uploaded.get(f"{folder}/{name}"):
+            return known
         with translated_faults(self.name):
             answer = await self._http.post(
                 "/upload/image",
                 files={"image": (name, content)},
-                data={"type": "input", "subfolder": folder, "overwrite": "true"},
+                # Not overwritten: another prompt may be reading the same file this moment.
+                data={"type": "input", "subfolder": folder},
                 timeout=waiting(120),
             )
             if answer.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
                 raise self._too_large(path, len(content), limit)
             await refuse(self.name, answer)
         stored = self._json(answer)
-        return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
+        where = f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else str(stored["name"])
+        self._uploaded[f"{folder}/{name}"] = where
+        return where
 
-    async def claim(self, key: str, attempt: int) -> str:
+    async def claim(self, key: str, attempt: int, graph: Graph | None = None) -> str:
         """The id under which an attempt of a take is submitted.
 
-        It follows from key and attempt alone, so a run that was killed finds its prompt again, whether it
-        waits, runs or is done, and does not pay for it twice. Ids of prompts that failed are passed over.
+        It follows from key, attempt and graph alone, so a run that was killed finds its prompt again, whether
+        it waits, runs or is done, and does not pay for it twice. The graph holds the hashes of what was uploaded:
+        a prompt that was made from another narration or frame is not this one. Ids of prompts that failed
+        are passed over.
         """
+        made_of = hashlib.sha256(canonical(graph).encode()).hexdigest()
         for number in range(_SUBMISSIONS):
-            prompt_id = str(uuid.uuid5(_NAMESPACE, f"{key}.{attempt}.{number}"))
+            prompt_id = str(uuid.uuid5(_NAMESPACE, f"{key}.{attempt}.{made_of}.{number}"))
             state = await self.state(prompt_id)
             if prompt_id not in self._spoilt and state not in (PromptState.FAILED, PromptState.INTERRUPTED):
                 return prompt_id
@@ -174,8 +199,21 @@ class ComfyUI:
         entry = await self._history(prompt_id)
         return _state_of(entry, self.name) if entry else PromptState.UNKNOWN
 
-    async def run(self, graph: Graph, output_node: str, prompt_id: str, expected_seconds: float) -> Output:
+    async def run(
+        self,
+        graph: Graph,
+        output_node: str,
+        prompt_id: str,
+        expected_seconds: float,
+        *,
+        signature: str = "",
+        owner: str = "",
+    ) -> Output:
         """Runs a graph and waits for what its output node saves. A prompt that the server knows is not sent again.
+
+        Args:
+            signature: the model that it runs, by which the host's speed is remembered.
+            owner: whose engine time it is (`worked`).
 
         Raises:
             BadInput: the graph is refused for what it asks.
@@ -186,14 +224,23 @@ class ComfyUI:
         """
         self._feed.start()
         with self._feed.watching(prompt_id) as watch:
-            if await self.state(prompt_id) is PromptState.UNKNOWN:
-                await self._submit_once(graph, prompt_id)
             try:
-                entry = await self._follow(prompt_id, expected_seconds, watch)
+                if await self.state(prompt_id) is PromptState.UNKNOWN:
+                    self._sent.add(prompt_id)
+                    await self._submit_once(graph, prompt_id)
+                entry = await self._follow(prompt_id, self._limits(expected_seconds, signature), watch)
             except asyncio.CancelledError:
-                with contextlib.suppress(CallsheetError, TimeoutError):
-                    await asyncio.wait_for(self.cancel(prompt_id), scaled(ANSWER_SECONDS))
+                await self.abandon(prompt_id)
                 raise
+            except (Lost, HostFault):
+                self._uploaded.clear()  # a restarted host may have lost its files too
+                self._account(owner, prompt_id, None)
+                raise
+            except Transient:
+                if prompt_id in self._spoilt:  # stopped; otherwise it runs on, and is found again
+                    self._account(owner, prompt_id, None)
+                raise
+        self._account(owner, prompt_id, ran_seconds(entry))
         if fault := fault_of(entry, self.name):
             raise fault
         try:
@@ -201,8 +248,26 @@ class ComfyUI:
         except CallsheetError:
             self._spoilt.add(prompt_id)  # to be run anew, not to be found again
             raise
-        self._learn(output.seconds, expected_seconds)
+        if output.seconds is not None and expected_seconds > 0:
+            self._slowness.setdefault(signature, []).append(output.seconds / expected_seconds)
         return output
+
+    def _account(self, owner: str, prompt_id: str, seconds: float | None) -> None:
+        """A prompt is over: notes how long it ran, by the host's clock, or else by ours."""
+        started = self._started.pop(prompt_id, None)
+        if seconds is None:
+            seconds = time.monotonic() - started if started is not None else 0.0
+        self._worked[owner] = self._worked.get(owner, 0.0) + seconds
+
+    def worked(self, owner: str) -> float:
+        """Engine seconds of all prompts of ``owner`` since this was asked last, those that failed included."""
+        return self._worked.pop(owner, 0.0)
+
+    async def abandon(self, prompt_id: str) -> None:
+        """Takes a prompt that this client sent off the host, as well as it can; another's is left alone."""
+        if prompt_id in self._sent:
+            with contextlib.suppress(CallsheetError, TimeoutError):
+                await asyncio.wait_for(self.cancel(prompt_id), scaled(ANSWER_SECONDS))
 
     async def download(self, output: Output, target: Path, prompt_id: str = "") -> None:
         """Brings a result home: under a temporary name, and whole.
@@ -268,22 +333,32 @@ class ComfyUI:
             await self.cancel(prompt_id)
             raise refusal(self.name, accepted)
 
-    async def _follow(self, prompt_id: str, expected_seconds: float, watch: Watch) -> dict[str, Any]:
+    async def _follow(self, prompt_id: str, limits: tuple[float, float], watch: Watch) -> dict[str, Any]:
         """The prompt's history, once it has one. The clock runs from when the prompt does."""
-        limit, stall = self._limits(expected_seconds)
-        started: float | None = None
+        limit, stall = limits
         pause, missed = FIRST_POLL_SECONDS, 0
+        failing: float | None = None
         while True:
-            if entry := await self._history(prompt_id):
-                return entry
-            place = await self._place(prompt_id)
             now = time.monotonic()
+            try:
+                if entry := await self._history(prompt_id):
+                    return entry
+                place = await self._place(prompt_id)
+            except Transient:
+                # A clip of ten minutes is asked for hundreds of times: one 502 of a proxy is not its failure.
+                failing = failing or now
+                if now - failing > scaled(PATIENCE_SECONDS):
+                    raise
+                await watch.news(pause)
+                pause = min(pause * 1.3, LAST_POLL_SECONDS)
+                continue
+            failing = None
             if place is PromptState.RUNNING:
-                started = started or now
+                started = self._started.setdefault(prompt_id, now)
                 if now - started > limit:
-                    await self._stop(prompt_id, f"ran for more than {limit:.0f} s")
-                if now - max(started, watch.moved or now) > stall:
-                    await self._stop(prompt_id, f"made no progress for {stall:.0f} s")
+                    return await self._stop(prompt_id, f"ran for more than {limit:.0f} s")
+                if self._feed.quiet_seconds(watch) > stall:
+                    return await self._stop(prompt_id, f"made no progress for {stall:.0f} s")
             # Between the two questions it may have ended, so it is lost only when twice in neither.
             missed = 0 if place else missed + 1
             if missed >= 2:
@@ -291,30 +366,32 @@ class ComfyUI:
             await watch.news(pause)
             pause = min(pause * 1.3, LAST_POLL_SECONDS)
 
-    async def _stop(self, prompt_id: str, reason: str) -> None:
-        """Ends a prompt that takes too long. Raises Transient, or HostFault where it does not give way."""
+    async def _stop(self, prompt_id: str, reason: str) -> dict[str, Any]:
+        """Ends a prompt that takes too long. Returns its history where it comes to a good end meanwhile.
+
+        Raises:
+            Transient: it was stopped.
+            HostFault: it does not give way.
+        """
         end = time.monotonic() + scaled(GIVE_WAY_SECONDS)
         await self.cancel(prompt_id)
         while await self._place(prompt_id):
             if time.monotonic() > end:
                 raise HostFault(f"{self.name}: prompt {prompt_id} {reason} and does not give way")
             await asyncio.sleep(scaled(LAST_POLL_SECONDS))
+        entry = await self._history(prompt_id)
+        if entry and fault_of(entry, self.name) is None:
+            return entry  # it was in its last node, which cannot be interrupted
         self._spoilt.add(prompt_id)
         raise Transient(f"{self.name}: prompt {prompt_id} {reason}")
 
-    def _limits(self, expected_seconds: float) -> tuple[float, float]:
+    def _limits(self, expected_seconds: float, signature: str) -> tuple[float, float]:
         """Seconds that a prompt may run, and may stand still."""
-        stall = scaled(max(STALL_SECONDS, STALL_FACTOR * expected_seconds * (self._slowness or 1)))
-        if self._slowness is None:
-            return scaled(max(RUN_SECONDS, RUN_FACTOR * expected_seconds)), stall
-        return scaled(max(KNOWN_SECONDS, KNOWN_FACTOR * expected_seconds * self._slowness)), stall
-
-    def _learn(self, seconds: float | None, expected_seconds: float) -> None:
-        if seconds is None or expected_seconds <= 0:
-            return
-        ratio = seconds / expected_seconds
-        # The first run of a model is its slowest; the mean forgets it within a few.
-        self._slowness = ratio if self._slowness is None else max(0.7 * self._slowness + 0.3 * ratio, 1e-3)
+        shown = self._slowness.get(signature, [])[-10:]
+        slowness = max([1.0, *shown])
+        stall = max(STALL_SECONDS, STALL_FACTOR * expected_seconds * slowness)
+        factor = KNOWN_FACTOR * max(shown) if len(shown) >= KNOWN_RUNS else RUN_FACTOR * slowness
+        return scaled(max(RUN_SECONDS, factor * expected_seconds)), scaled(stall)
 
     # Questions -----------------------------------------------------------------------------------
 

@@ -21,6 +21,13 @@ from callsheet.errors import (
 
 #: Inputs of a node whose value is the name of a model file: not in the list means not on this host.
 MODEL_INPUTS = ("_name", "model", "lora", "unet", "clip_name1", "clip_name2")
+_TIMED = ("execution_start", "execution_success", "execution_error", "execution_interrupted")
+#: What the GPU or its driver says when it is broken; "cuda" alone stands in messages about the graph too.
+_GPU_FAULTS = (
+    "cuda error", "cudnn_status", "cudnn error", "cublas_status", "device-side assert", "illegal memory access",
+    "unspecified launch failure", "device lost", "no cuda-capable device", "cuda driver", "not compiled with cuda",
+    "nccl error", "no space left",
+)  # fmt: skip
 _MISSING_NODE = ("missing_node_type", "does not exist")
 
 
@@ -64,7 +71,7 @@ def ran_seconds(entry: dict[str, Any]) -> float | None:
     times = [
         detail["timestamp"]
         for kind, detail in _messages(entry)
-        if kind in ("execution_start", "execution_success") and isinstance(detail.get("timestamp"), int)
+        if kind in _TIMED and isinstance(detail.get("timestamp"), int)
     ]
     return (times[-1] - times[0]) / 1000 if len(times) > 1 else None
 
@@ -84,8 +91,10 @@ def fault_of(entry: dict[str, Any], name: str) -> CallsheetError | None:
     text = f"{kind} {message}".lower()
     if "out of memory" in text or "outofmemory" in text:
         return OutOfMemory(reason)
-    if "cuda" in text or "no space left" in text:
+    if any(sign in text for sign in _GPU_FAULTS):
         return HostFault(reason)
+    if "compute capability" in text:
+        return HostLacks(reason)
     return BadOutput(reason)
 
 

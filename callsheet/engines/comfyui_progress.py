@@ -42,7 +42,8 @@ class Watch:
 
     Attributes:
         fraction: how far the node that runs is, 0 to 1.
-        moved: when something of it moved last (monotonic seconds); None before it said anything.
+        moved: when something of it moved last (monotonic seconds); None before it said anything, and
+            after the connection broke, because a prompt's messages go to the connection it was submitted on.
     """
 
     fraction: float = 0.0
@@ -75,6 +76,8 @@ class ProgressFeed:
         self._headers, self._params = dict(headers), dict(params)
         self._watches: dict[str, Watch] = {}
         self._task: asyncio.Task[None] | None = None
+        #: When a frame came last, of whatever prompt: a socket that is silent altogether says nothing of one.
+        self._heard: float = 0.0
         #: What prompts are submitted with, so that their messages come here.
         self.client_id = uuid.uuid4().hex
 
@@ -98,6 +101,10 @@ class ProgressFeed:
         finally:
             self._watches.pop(prompt_id, None)
 
+    def quiet_seconds(self, watch: Watch) -> float:
+        """For how long the server, which goes on sending, has sent nothing new of this prompt; 0 where it cannot be told."""
+        return max(0.0, self._heard - watch.moved) if watch.moved is not None else 0.0
+
     async def _listen(self) -> None:
         pause = FIRST_PAUSE
         while True:
@@ -119,11 +126,14 @@ class ProgressFeed:
                         self._hear(message)
             except (OSError, TimeoutError, WebSocketException, InvalidURI):
                 pass  # HTTP is the truth
+            for watch in self._watches.values():
+                watch.moved = None
             await asyncio.sleep(scaled(pause))
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _hear(self, message: str | bytes) -> None:
         """A frame; previews (binary), strangers' prompts and what is no message are passed over."""
+        self._heard = time.monotonic()
         if isinstance(message, bytes):
             return
         with contextlib.suppress(ValueError, AttributeError, TypeError):

@@ -62,7 +62,7 @@ class FaultyComfyUI(ComfyUI):
         self.freed = 0
         self.silent = False
         self._faults: dict[str, Fault] = {}
-        self._restarted = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
 
     async def submit(self, body: dict[str, Any]) -> Response:
         prompt_id = str(body.get("prompt_id"))

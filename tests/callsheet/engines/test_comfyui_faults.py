@@ -31,7 +31,7 @@ async def comfy(server: ComfyUIServer) -> AsyncIterator[ComfyUI]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.005")  # 300 s without progress become 1.5
+    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.02")  # 600 s become 12
 
 
 def picture(workflows: dict[str, Workflow], seed: int = 1) -> Any:
@@ -59,8 +59,10 @@ def new_id() -> str:
 )
 async def test_each_failure_is_told_by_its_class_and_the_next_try_is_made_under_another_id(
     comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow], tmp_path: Path,
-    fault: Fault, error: type[Exception], told: str,
+    fault: Fault, error: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    if fault == "frozen":
+        monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.005")
     server.fail(fault)
     first = await comfy.claim("key", 0)
     with pytest.raises(error, match=told):
@@ -107,6 +109,79 @@ async def test_a_run_that_was_killed_finds_its_prompt_again(
     assert len(server.runs) == 1
 
 
+async def test_a_prompt_made_from_another_narration_is_not_taken_for_this_one(
+    comfy: ComfyUI, workflows: dict[str, Workflow]
+) -> None:
+    old, new = picture(workflows), picture(workflows)
+    old["9"]["inputs"]["filename_prefix"] = new["9"]["inputs"]["filename_prefix"] = ""
+    assert await comfy.claim("key", 0, old) == await comfy.claim("key", 0, new)
+    new["7"]["inputs"]["audio"] = "callsheet/another.wav"
+    assert await comfy.claim("key", 0, old) != await comfy.claim("key", 0, new)
+
+
+async def test_one_failed_question_ends_no_prompt(
+    comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow]
+) -> None:
+    prompt_id = new_id()
+    values: dict[str, Any] = {"POSITIVE_PROMPT": "x", "SEED": 1, "WIDTH": 256, "HEIGHT": 256, "FRAMES": 33}
+    clip = workflows["wan_t2v"].render(values | {"FILENAME_PREFIX": f"t/{uuid.uuid4()}"})
+    run = asyncio.create_task(comfy.run(clip, "50", prompt_id, 1.0))
+    while not server.runs:
+        await asyncio.sleep(0.005)
+    server.fail_route(f"/history/{prompt_id}", "502", times=3)
+    await run
+    assert len(server.runs) == 1
+
+
+async def test_a_socket_that_breaks_while_a_prompt_runs_does_not_make_it_stall(
+    comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow]
+) -> None:
+    prompt_id = new_id()
+    with comfy._feed.watching(prompt_id) as watch:
+        comfy._feed._hear(
+            '{"type": "progress", "data": {"prompt_id": "' + prompt_id + '", "value": 1, "max": 4}}'
+        )
+        assert comfy._feed.quiet_seconds(watch) == 0, "a socket that is silent altogether says nothing"
+        await asyncio.sleep(0.05)
+        comfy._feed._hear('{"type": "status", "data": {}}')
+        assert comfy._feed.quiet_seconds(watch) >= 0.04, "others move, this one does not"
+        comfy._feed.start()
+        while not server.comfy.sockets:
+            await asyncio.sleep(0.01)
+        for socket in list(server.comfy.sockets.values()):
+            asyncio.run_coroutine_threadsafe(socket.close(), server.comfy.loop).result()
+        while watch.moved is not None:
+            await asyncio.sleep(0.01)
+        assert comfy._feed.quiet_seconds(watch) == 0
+
+
+async def test_a_quick_picture_does_not_shorten_the_time_of_a_clip(
+    comfy: ComfyUI, workflows: dict[str, Workflow]
+) -> None:
+    before = comfy._limits(300.0, "wan")
+    for seed in range(4):
+        await comfy.run(picture(workflows, seed), "9", new_id(), 100.0, signature="flux")
+    assert comfy._limits(300.0, "wan") == before
+    assert comfy._limits(100.0, "flux")[0] >= 0.02 * 600, "never under ten minutes"
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("Expected all tensors to be on the same device, found cuda:0 and cpu!", BadOutput),
+        (
+            "Input type (torch.cuda.HalfTensor) and weight type (torch.HalfTensor) should be the same",
+            BadOutput,
+        ),
+        ("torch._scaled_mm is only supported on CUDA devices with compute capability >= 8.9", HostLacks),
+        ("CUDA error: device-side assert triggered", HostFault),
+    ],
+)
+def test_a_message_about_the_graph_is_no_fault_of_the_gpu(message: str, error: type[Exception]) -> None:
+    detail = {"exception_type": "RuntimeError", "exception_message": message}
+    assert type(fault_of({"status": {"messages": [["execution_error", detail]]}}, "x")) is error
+
+
 async def test_a_result_that_is_gone_from_the_host_is_made_again(
     comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow], tmp_path: Path
 ) -> None:
@@ -122,8 +197,9 @@ async def test_a_result_that_is_gone_from_the_host_is_made_again(
 
 
 async def test_a_prompt_that_does_not_give_way_is_the_hosts_fault(
-    comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow]
+    comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.005")
     server.fail("stubborn")
     with pytest.raises(HostFault, match="does not give way"):
         await comfy.run(picture(workflows), "9", new_id(), 0.1)
