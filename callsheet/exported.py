@@ -53,6 +53,10 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 _WIDEST_SEED = 2**48 - 1
 
 
+#: Nodes that scale, cut or fill in frames.
+_CHANGES = re.compile(r"(?i)upscale|scale|resize|crop|pad|rife|film|interpol")
+
+
 @dataclass(frozen=True)
 class Found:
     """An input that became a variable, with the value that it had, and where it stood (``6.text``)."""
@@ -231,7 +235,19 @@ class _Adoption:
         links = [v for name, v in inputs.items() if name.startswith("cond") and is_link(v)]
         return [place for link in links for place in self._texts_behind(link[0], side, seen)]
 
+    def _look_at_changes(self) -> None:
+        """Nodes between the decoded picture and the file that make another size, or another number of frames."""
+        decoders = [node for node, body in self.graph.items() if "VAEDecode" in body["class_type"]]
+        before = {node for decoder in decoders for node in _ancestors(self.graph, decoder)} | set(decoders)
+        for node, body in self.graph.items():
+            if decoders and node not in before and _CHANGES.search(body["class_type"]):
+                self.look_at.append(
+                    f"node {node} ({body['class_type']}) may change size or frames after the model: results that are "
+                    "not as WIDTH, HEIGHT and [length] say fail their checks"
+                )
+
     def _size(self) -> None:
+        self._look_at_changes()
         sized = {
             node: (width, height)
             for node in self.graph

@@ -298,3 +298,12 @@ def test_graph_that_was_given_is_left_as_it_was() -> None:
     before = copy.deepcopy(graph)
     made(graph)
     assert graph == before
+
+
+def test_what_changes_the_size_after_the_model_is_told() -> None:
+    graph = picture_graph()
+    assert not any("after the model" in line for line in made(graph).look_at)
+    graph["10"] = node("UpscaleModelLoader", model_name="4x.pth")
+    graph["11"] = node("ImageUpscaleWithModel", upscale_model=link("10"), image=link("8"))
+    graph["9"]["inputs"]["images"] = link("11")
+    assert any("node 11 (ImageUpscaleWithModel) may change size" in line for line in made(graph).look_at)
