@@ -311,6 +311,7 @@ async def test_report_holds_every_shot_with_text_checks_and_captions(
     assert "</script><b>" not in (mine.store / "batches/script/report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 async def test_full_disk_stops_the_batch_keeps_what_is_whole_and_goes_on_later(
     studio: Callable[..., Studio], draft_host: str

@@ -168,7 +168,7 @@ async def test_when_every_canary_fails_each_line_says_why(booth: Callable[..., B
     assert "canary failed 3 times: rms_dbfs is" in summary.failed[0].reason
 
 
-@pytest.mark.parametrize("fault", ["empty", "500", "422", "cut"])
+@pytest.mark.parametrize("fault", ["empty", "422"])
 async def test_a_host_whose_canary_cannot_be_heard_is_left_out_at_once(
     booth: Callable[..., Booth], fault: Fault
 ) -> None:

@@ -385,6 +385,7 @@ def test_an_odd_clip_passes(name: str, tmp_path: Path) -> None:
     assert failed(GOOD[name](), tmp_path) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_verdicts_do_not_depend_on_the_encoder(encoder: str, tmp_path: Path) -> None:
     """What encoders differ in is what they make of a still, of slow motion, of noise and of the dark."""
