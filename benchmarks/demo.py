@@ -30,7 +30,7 @@ from rich.table import Table
 
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.requests import speech_request
-from callsheet.engines.speech import CosyVoice, LightTTS
+from callsheet.engines.speech import CosyVoice, LightTTS, write_wav
 from callsheet.fleet import Lane, read_fleet
 from callsheet.inputs import InputFile
 from callsheet.media.audio import read_sound
@@ -94,7 +94,7 @@ async def _speech(client: CosyVoice, step: Step, folder: Path) -> Path:
     inputs = step.inputs
     assert isinstance(inputs, SpeechInputs)
     recording = await client.synthesize(speech_request(inputs, inputs.text, step.seconds))
-    recording.save(folder / f"{step.key}.wav")
+    write_wav([recording], folder / f"{step.key}.wav")
     return folder / f"{step.key}.wav"
 
 

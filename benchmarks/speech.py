@@ -26,7 +26,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from callsheet.engines.speech import LightTTS, Recording, SpeechRequest
+from callsheet.engines.speech import LightTTS, Recording, SpeechRequest, write_wav
 from callsheet.inputs import InputFile
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import Line, Measured, Neighbours, VoiceProfile, check_line, measure, profile_of
@@ -84,7 +84,7 @@ class Ours:
         target = self.folder / f"{number}.wav"
 
         def keep() -> Measured:
-            recording.save(target)
+            write_wav([recording], target)
             InputFile.read(target)
             sound, line = (
                 read_sound(target),

@@ -11,18 +11,15 @@ async with LightTTSServer.load("a10-1").client() as client:
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, HttpUrl, SecretStr
 
 from blocks.base import CallsheetBlock
 from callsheet.engines.comfyui import ComfyUI
-from callsheet.engines.http import TokenPlace
 from callsheet.engines.speech import CosyVoice, LightTTS
 from callsheet.errors import BadInput
-from callsheet.fleet import Engine
-
-Model = Literal["cosyvoice", "cosyvoice2", "cosyvoice3"]
+from callsheet.fleet import CosyVoiceModel, Engine, TokenPlace
 
 
 class CosyVoiceServer(CallsheetBlock):
@@ -48,7 +45,7 @@ class CosyVoiceServer(CallsheetBlock):
     revision: str = Field(
         default="cosyvoice2-0.5b", description="Name of the model's version, part of every take key."
     )
-    model: Model = Field(
+    model: CosyVoiceModel = Field(
         default="cosyvoice2", description="Which CosyVoice model it holds: it decides rate and prompt form."
     )
     slots: int = Field(default=1, ge=1, description="Requests in flight at once.")
@@ -84,7 +81,7 @@ class LightTTSServer(CallsheetBlock):
     revision: str = Field(
         default="cosyvoice2-0.5b", description="Name of the model's version, part of every take key."
     )
-    model: Model = Field(
+    model: CosyVoiceModel = Field(
         default="cosyvoice2", description="Which CosyVoice model it holds: it decides the prompt's form."
     )
     style: str = Field(

@@ -13,15 +13,11 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from callsheet.engines.requests import speech_request
-from callsheet.engines.speech import CosyVoice, Recording
+from callsheet.engines.speech import CosyVoice
 from callsheet.errors import BadOutput, reason_of
-from callsheet.media.audio import Sound
 from callsheet.media.speech import Line, VoiceProfile, check_line
 from callsheet.plan import SpeechInputs
-from callsheet.takes import Check
 from callsheet.text import primary, speech_seconds
 from callsheet.voices import Voice
 
@@ -75,10 +71,6 @@ async def listen(client: CosyVoice, voice: Voice, profile: VoiceProfile) -> Hear
     except BadOutput as error:
         return Heard((reason_of(error),), time.monotonic() - began, 0.0)
     latency = time.monotonic() - began
-    checks = await asyncio.to_thread(_checks, recording, Line(text, client.sample_rate, profile=profile))
+    line = Line(text, client.sample_rate, profile=profile)
+    checks = await asyncio.to_thread(check_line, recording.sound, line)
     return Heard(tuple(str(check) for check in checks if not check.ok), latency, recording.seconds)
-
-
-def _checks(recording: Recording, line: Line) -> list[Check]:
-    samples = np.frombuffer(recording.pcm, "<i2").astype(np.float32) / np.float32(32768)
-    return check_line(Sound(samples, recording.sample_rate), line)

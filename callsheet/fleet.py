@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from callsheet.errors import BadInput
 
+#: Which CosyVoice model a speech server holds, and where a proxy looks for a token.
+CosyVoiceModel = Literal["cosyvoice", "cosyvoice2", "cosyvoice3"]
+TokenPlace = Literal["header", "query", "cookie"]
 StepKind = Literal["speech", "image", "video", "avatar", "clip", "programme"]
 SPEECH: StepKind = "speech"
 PICTURES: tuple[StepKind, ...] = ("image", "video", "avatar")
@@ -70,7 +73,7 @@ class Engine(BaseModel):
         description="Name of the model's version; part of every take key, because servers do not tell it.",
     )
     name: str = Field(default="", description="Name of the engine on its host; the kind, where empty.")
-    model: Literal["cosyvoice", "cosyvoice2", "cosyvoice3"] = Field(
+    model: CosyVoiceModel = Field(
         default="cosyvoice2",
         description="Which CosyVoice model a speech server holds: it decides rate and prompt form.",
     )
@@ -90,7 +93,7 @@ class Engine(BaseModel):
     )
     restart_command: str = Field(default="", description="How to restart this engine, where we may.")
     token_env: str = Field(default="", description="Name of the environment variable that holds the token.")
-    token_place: Literal["header", "query", "cookie"] = Field(
+    token_place: TokenPlace = Field(
         default="header", description="Where a proxy before a ComfyUI looks for the token."
     )
     token_name: str = Field(default="token", description="Name of the query field or cookie with the token.")

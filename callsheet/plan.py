@@ -260,7 +260,7 @@ class ShotPlan:
 
     def narration_seconds(self, take: Attempt) -> float:
         """How long the narration is, now that it is spoken."""
-        return take.length + sum(self.pauses)
+        return heard_seconds(take, self.pauses)
 
 
 @dataclass(frozen=True)
@@ -487,6 +487,11 @@ def clip_seconds(shot: Shot, narration: float | None, picture: float | None) -> 
     """
     wanted = _clip_seconds(shot, narration or 0.0)
     return wanted if wanted is not None else picture or STILL_SECONDS
+
+
+def heard_seconds(narration: Attempt, pauses: tuple[float, ...]) -> float:
+    """How long a narration is with the pauses that the script asks for, in seconds."""
+    return narration.length + sum(pauses)
 
 
 def frames_for(seconds: float, fps: float) -> int:

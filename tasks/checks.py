@@ -11,15 +11,16 @@ import soundfile
 from prefect import task
 from prefect.logging import get_run_logger
 
-from callsheet.engines.speech import LIGHTTTS_SAMPLE_RATE, SAMPLE_RATES
+from callsheet.engines.speech import CosyVoice
 from callsheet.errors import HostFault, reason_of
 from callsheet.fleet import Lane
 from callsheet.media.audio import read_sound
 from callsheet.media.narration import narration_seconds
 from callsheet.media.speech import Line, Measured, Neighbours, check_line, measure
 from callsheet.media.video import check_image, check_video, probe_video
-from callsheet.plan import PictureInputs, SpeechInputs, Step
+from callsheet.plan import PictureInputs, SpeechInputs, Step, heard_seconds
 from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece, sidecar_path
+from tasks.hosts import engine_name
 from tasks.policy import UNCACHED
 from tasks.production import Made, Production
 
@@ -160,7 +161,8 @@ def _check_narration(
         sound = read_sound(path)
     except (soundfile.LibsndfileError, OSError) as error:
         return Findings((Check(name="readable", value=str(error), ok=False),), 0.0)
-    rate = SAMPLE_RATES[lane.engine.model] if lane.engine.kind == "cosyvoice" else LIGHTTTS_SAMPLE_RATE
+    client = production.clients[engine_name(lane)]
+    assert isinstance(client, CosyVoice)
     profile, neighbours = production.profile(inputs.voice), _neighbours(production, step)
     checks: list[Check] = []
     pieces: list[SpokenPiece] = []
@@ -168,7 +170,7 @@ def _check_narration(
     start = 0.0
     for number, (text, end) in enumerate(zip(inputs.pieces, ends, strict=True)):
         part = sound.between(start, end)
-        line = Line(text, rate, inputs.speed, profile)
+        line = Line(text, client.sample_rate, inputs.speed, profile)
         found = measure(part, line)
         piece_checks = [*check_line(part, line, found), *neighbours.check(found, line)]
         checks += [
@@ -199,7 +201,7 @@ def _check_picture(production: Production, step: Step, path: Path, windows: int)
     frames = workflow.frames_of_windows(windows) if inputs.audio else workflow.frames(inputs.values)
     spoken = None
     if inputs.audio is not None:
-        spoken = production.batch.takes[inputs.audio].take.length + sum(inputs.pauses)
+        spoken = heard_seconds(production.batch.takes[inputs.audio].take, inputs.pauses)
     checks = check_video(path, width=width, height=height, frames=frames, fps=inputs.fps, spoken=spoken)
     try:
         length = round(probe_video(path, look=False).seconds, 4)

@@ -93,8 +93,9 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     if isinstance(client, ComfyUI):
         # What its prompts took by the host's clock, failed ones too; what they waited for others is not theirs.
         seconds = client.worked(step.key)
+        prompt_id = production.prompts.pop(step.key, "")
         if failure is not None:
-            await client.abandon(production.prompts.pop(step.key, ""))
+            await client.abandon(prompt_id)
     async with production.changing() as batch:
         cost = batch.charge(step, lane, seconds)
     if made is not None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
-import numpy as np
-import soundfile
 from prefect import task
 
 from callsheet.engines.requests import speech_request
-from callsheet.engines.speech import CosyVoice, Recording
+from callsheet.engines.speech import CosyVoice, write_wav
 from callsheet.plan import SpeechInputs
 from tasks.hosts import engine_name
 from tasks.policy import RETRIED
@@ -36,11 +33,5 @@ async def synthesize_speech(step_name: str, key: str, lane_name: str) -> Made:
             )
     recordings = tuple(spoken[number] for number in range(len(inputs.pieces)))
     target = production.scratch_file(step, ".wav")
-    await asyncio.to_thread(_save, recordings, target)
+    await asyncio.to_thread(write_wav, recordings, target)
     return Made(target, seed=None, recordings=recordings)
-
-
-def _save(recordings: tuple[Recording, ...], path: Path) -> None:
-    pcm = b"".join(recording.pcm for recording in recordings)
-    samples = np.frombuffer(pcm, dtype="<i2")
-    soundfile.write(str(path), samples, recordings[0].sample_rate, subtype="PCM_16", format="WAV")

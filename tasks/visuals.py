@@ -13,7 +13,7 @@ from callsheet.engines.comfyui import ComfyUI
 from callsheet.errors import CallsheetError, OutOfMemory
 from callsheet.inputs import InputFile
 from callsheet.media.video import last_frame
-from callsheet.plan import PictureInputs
+from callsheet.plan import PictureInputs, heard_seconds
 from callsheet.workflow import Value
 from tasks.hosts import engine_name
 from tasks.narration import narration
@@ -57,7 +57,7 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     if inputs.audio is not None:
         spoken = await narration(production, inputs.audio, inputs.pauses)
         values["AUDIO"] = await client.upload(spoken, HOST_FOLDER)
-        seconds = production.batch.takes[inputs.audio].take.length + sum(inputs.pauses)
+        seconds = heard_seconds(production.batch.takes[inputs.audio].take, inputs.pauses)
         windows = inputs.workflow.windows_for(seconds + inputs.pause_after)
     unnamed = inputs.workflow.render({**values, "FILENAME_PREFIX": HOST_FOLDER}, windows)
     await client.preflight(unnamed, inputs.workflow)

@@ -37,7 +37,6 @@ from callsheet.engines.comfyui_answers import (
 from callsheet.engines.comfyui_progress import ProgressFeed, Watch
 from callsheet.engines.http import (
     ANSWER_SECONDS,
-    TokenPlace,
     credentials,
     open_client,
     refuse,
@@ -45,6 +44,7 @@ from callsheet.engines.http import (
     waiting,
 )
 from callsheet.errors import CallsheetError, HostFault, HostLacks, Transient
+from callsheet.fleet import TokenPlace
 from callsheet.preflight import Signatures, check_graph, host_fault
 from callsheet.timing import scaled
 from callsheet.workflow import Graph, Workflow, canonical
@@ -75,9 +75,9 @@ _SUBMISSIONS = 50
 
 
 class PromptState(StrEnum):
-    """Where a prompt is.
+    """Where a prompt is: PENDING → RUNNING → SUCCEEDED | FAILED | INTERRUPTED.
 
-    SUBMITTING → PENDING → RUNNING → SUCCEEDED | FAILED | INTERRUPTED | LOST. A lost one is submitted again.
+    UNKNOWN to the server is one that was not submitted yet, or is lost; either way it is submitted (again).
     """
 
     UNKNOWN = "unknown"

@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import httpx
 from pydantic import SecretStr
 
 from callsheet.errors import BadInput, HostFault, Refused, Transient
+from callsheet.fleet import TokenPlace
 from callsheet.timing import scaled
 
-#: Where a proxy before a server looks for the token.
-TokenPlace = Literal["header", "query", "cookie"]
 #: A host that does not accept a connection within this is not there; it says nothing about slow work.
 CONNECT_SECONDS = 10.0
 #: How long a server may take for a question that costs it nothing (models listed, queue, history).

@@ -6,16 +6,17 @@ they send can be told from half of it but by listening: whoever calls this check
 
     async with LightTTS("http://127.0.0.1:8080", name="a10-1/lighttts") as server:
         recording = await server.synthesize(SpeechRequest(...))
-        recording.save(Path("take.wav"))
+    write_wav([recording], Path("take.wav"))
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import httpx
 import numpy as np
@@ -26,9 +27,9 @@ from callsheet.engines.flights import Flight, Flights
 from callsheet.engines.http import open_client, refuse, translated_faults, waiting
 from callsheet.engines.instructions import INSTRUCTIONS, SpeechMode
 from callsheet.errors import BadInput, BadOutput, HostFault, HostLacks, Transient
+from callsheet.fleet import CosyVoiceModel
+from callsheet.media.audio import Sound
 from callsheet.timing import scaled
-
-CosyVoiceModel = Literal["cosyvoice", "cosyvoice2", "cosyvoice3"]
 
 #: Rates of what the servers send, in Hz (facts, 0.6); nothing in the answer tells them.
 SAMPLE_RATES: dict[CosyVoiceModel, int] = {"cosyvoice": 22_050, "cosyvoice2": 24_000, "cosyvoice3": 24_000}
@@ -87,10 +88,17 @@ class Recording:
     def seconds(self) -> float:
         return len(self.pcm) / 2 / self.sample_rate
 
-    def save(self, path: Path) -> None:
-        """Writes a WAV file."""
-        samples = np.frombuffer(self.pcm, dtype="<i2")
-        soundfile.write(str(path), samples, self.sample_rate, subtype="PCM_16", format="WAV")
+    @property
+    def sound(self) -> Sound:
+        """As samples."""
+        samples = np.frombuffer(self.pcm, "<i2").astype(np.float32) / np.float32(32768)
+        return Sound(samples, self.sample_rate)
+
+
+def write_wav(recordings: Sequence[Recording], path: Path) -> None:
+    """Writes recordings of one rate into one WAV file, one after the other, as they are."""
+    samples = np.frombuffer(b"".join(recording.pcm for recording in recordings), dtype="<i2")
+    soundfile.write(str(path), samples, recordings[0].sample_rate, subtype="PCM_16", format="WAV")
 
 
 class CosyVoice:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import threading
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import urlsplit
+
+from tests.fakes.background import BackgroundServer
 
 Fault = Literal["cut", "empty", "silence", "reset", "hang", "500", "502"]
 
@@ -29,7 +30,7 @@ class _Rule:
     after: int
 
 
-class FaultyProxy:
+class FaultyProxy(BackgroundServer):
     """Forwards HTTP requests, one to a connection, but for those that a rule spoils."""
 
     def __init__(self, upstream: str) -> None:
@@ -38,10 +39,7 @@ class FaultyProxy:
         self._rules: list[_Rule] = []
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        super().__init__()
 
     def fail(self, path: str, fault: Fault, times: int = 1, after: int = 0) -> None:
         """Spoils ``times`` requests whose path contains ``path``, once ``after`` of them have passed."""
@@ -51,26 +49,7 @@ class FaultyProxy:
         """How many requests of this path (and method) came in."""
         return sum(path in line and line.startswith(method) for line in self.requests)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        start = asyncio.start_server(self._serve, sock=self._socket)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        async def stop() -> None:
-            self._server.close()
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(

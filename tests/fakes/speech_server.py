@@ -21,17 +21,17 @@ import random
 import socket
 import struct
 import sys
-import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
 from callsheet.text import speech_seconds
+from tests.fakes.background import BackgroundServer
 
 Fault = Literal[
     "cut", "empty", "odd", "tiny", "runaway", "endless", "silence", "wrong_rate", "wraps", "clipped",
@@ -60,7 +60,7 @@ class Spoken:
 
 
 @dataclass
-class SpeechServer:
+class SpeechServer(BackgroundServer):
     """Serves until the block ends.
 
     Attributes:
@@ -83,8 +83,7 @@ class SpeechServer:
         self._twins: list[tuple[asyncio.Event, bytes]] = []
         self._sounds: dict[str, np.ndarray] = {}
         self._random = random.Random(1)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        super().__init__()
 
     def fail(self, fault: Fault, times: int = 1, text: str = "") -> None:
         """The next ``times`` requests whose text contains ``text`` meet ``fault``."""
@@ -93,32 +92,9 @@ class SpeechServer:
     def texts(self) -> list[str]:
         return [request.text for request in self.requests]
 
-    def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.serve(), self._loop).result()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        async def stop() -> None:
-            self._server.close()
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def serve(self) -> None:
-        self._server = await asyncio.start_server(self._connection, sock=self._socket, limit=2**20)
-
     # The protocol ---------------------------------------------------------------------------------
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while await self._request(reader, writer):
                 pass

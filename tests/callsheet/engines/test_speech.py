@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pydantic import SecretStr
 
 from callsheet.engines.http import Unreachable
 from callsheet.engines.instructions import INSTRUCTIONS
-from callsheet.engines.speech import CosyVoice, LightTTS, Recording, SpeechRequest
+from callsheet.engines.speech import CosyVoice, LightTTS, Recording, SpeechRequest, write_wav
 from callsheet.errors import BadInput, BadOutput, HostFault, HostLacks, Transient
-from callsheet.media.audio import Sound, read_sound
+from callsheet.media.audio import read_sound
 from callsheet.media.speech import Line, check_line, longest_seconds, profile_of
 from tests.conftest import write_tone
 from tests.fakes.proxy import FaultyProxy
@@ -39,10 +38,9 @@ def request_(tmp_path: Path) -> SpeechRequest:
 
 def faults(recording: Recording, request: SpeechRequest) -> list[str]:
     """The checks that a recording does not pass."""
-    samples = np.frombuffer(recording.pcm, "<i2").astype(np.float32) / np.float32(32768)
     profile = profile_of(read_sound(request.prompt_audio), request.prompt_text)
     line = Line(request.text, recording.sample_rate, request.speed, profile)
-    return [str(check) for check in check_line(Sound(samples, recording.sample_rate), line) if not check.ok]
+    return [str(check) for check in check_line(recording.sound, line) if not check.ok]
 
 
 @pytest.mark.parametrize("kind", [CosyVoice, LightTTS])
@@ -67,7 +65,7 @@ async def test_the_first_cosyvoice_is_saved_at_its_own_rate(
 ) -> None:
     async with CosyVoice(server.url, name="x", model="cosyvoice") as client:
         recording = await client.synthesize(request_)
-    recording.save(tmp_path / "take.wav")
+    write_wav([recording], tmp_path / "take.wav")
     assert read_sound(tmp_path / "take.wav").rate == 22_050
 
 
