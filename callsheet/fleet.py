@@ -56,7 +56,6 @@ ENGINE_KINDS: dict[str, EngineKind] = {
 }
 #: The style of a LightTTS server that has no fine-tuned ones.
 DEFAULT_STYLE = "default"
-SPEECH_ENGINES = tuple(kind for kind, facts in ENGINE_KINDS.items() if SPEECH in facts.makes)
 
 _NAME = r"^[A-Za-z0-9._-]+$"  # Prefect's limit names may not hold / % & > <
 

@@ -15,8 +15,8 @@ from callsheet.engines.speech import CosyVoice
 from callsheet.errors import HostFault, reason_of
 from callsheet.fleet import Lane
 from callsheet.media.audio import read_sound
-from callsheet.media.narration import narration_seconds
-from callsheet.media.speech import Line, Measured, Neighbours, check_line, measure
+from callsheet.media.narration import check_pieces, narration_seconds
+from callsheet.media.speech import Line, Measured, Neighbours
 from callsheet.media.video import check_image, check_video, probe_video
 from callsheet.plan import PictureInputs, SpeechInputs, Step, heard_seconds
 from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece, sidecar_path
@@ -155,40 +155,18 @@ def _check_narration(
     production: Production, step: Step, lane: Lane, path: Path, ends: list[float]
 ) -> Findings:
     """Each piece of a narration, and where speech is in it."""
-    inputs = step.inputs
+    inputs, client = step.inputs, production.clients[engine_name(lane)]
     assert isinstance(inputs, SpeechInputs)
+    assert isinstance(client, CosyVoice)
     try:
         sound = read_sound(path)
     except (soundfile.LibsndfileError, OSError) as error:
         return Findings((Check(name="readable", value=str(error), ok=False),), 0.0)
-    client = production.clients[engine_name(lane)]
-    assert isinstance(client, CosyVoice)
-    profile, neighbours = production.profile(inputs.voice), _neighbours(production, step)
-    checks: list[Check] = []
-    pieces: list[SpokenPiece] = []
-    measured: list[Measured] = []
-    start = 0.0
-    for number, (text, end) in enumerate(zip(inputs.pieces, ends, strict=True)):
-        part = sound.between(start, end)
-        line = Line(text, client.sample_rate, inputs.speed, profile)
-        found = measure(part, line)
-        piece_checks = [*check_line(part, line, found), *neighbours.check(found, line)]
-        checks += [
-            check.model_copy(update={"piece": number}) if len(ends) > 1 else check for check in piece_checks
-        ]
-        pieces.append(
-            SpokenPiece(
-                start=round(start, 4),
-                end=round(end, 4),
-                speech_start=round(start + found.start, 4),
-                speech_end=round(start + found.end, 4),
-                gain_db=found.gain_db,
-            )
-        )
-        measured.append(found)
-        start = end
-    length = round(narration_seconds(pieces), 4)
-    return Findings(tuple(checks), length, tuple(pieces), tuple(measured))
+    profile = production.profile(inputs.voice)
+    lines = [Line(text, client.sample_rate, inputs.speed, profile) for text in inputs.pieces]
+    heard = check_pieces(sound, lines, ends, _neighbours(production, step))
+    length = round(narration_seconds(heard.pieces), 4)
+    return Findings(heard.checks, length, heard.pieces, heard.measured)
 
 
 def _check_picture(production: Production, step: Step, path: Path, windows: int) -> Findings:

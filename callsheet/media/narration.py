@@ -9,17 +9,56 @@ engine time. Where and how loud the speech is was measured when the take was che
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from callsheet.media.audio import Samples, Sound
-from callsheet.takes import SpokenPiece
+from callsheet.media.speech import Line, Measured, Neighbours, check_line, measure
+from callsheet.takes import Check, SpokenPiece
 
 #: What is kept before the first and after the last word, in seconds (facts, G5), and how it is faded.
 HEAD, TAIL = 0.06, 0.12
 FADE_IN, FADE_OUT = 0.01, 0.02
 #: Between two pieces that no pause is asked for: with tail and head, the rest between two sentences.
 GAP = 0.2
+
+
+@dataclass(frozen=True)
+class HeardPieces:
+    """What was found in a narration, piece by piece; a check says of which, where there are several."""
+
+    checks: tuple[Check, ...]
+    pieces: tuple[SpokenPiece, ...]
+    measured: tuple[Measured, ...]
+
+
+def check_pieces(
+    sound: Sound, lines: Sequence[Line], ends: Sequence[float], neighbours: Neighbours
+) -> HeardPieces:
+    """Checks each piece of a narration; ``ends`` are where the pieces end in it, in seconds."""
+    checks: list[Check] = []
+    pieces: list[SpokenPiece] = []
+    measured: list[Measured] = []
+    start = 0.0
+    for number, (line, end) in enumerate(zip(lines, ends, strict=True)):
+        part = sound.between(start, end)
+        found = measure(part, line)
+        of_piece = {"piece": number} if len(lines) > 1 else {}
+        for check in (*check_line(part, line, found), *neighbours.check(found, line)):
+            checks.append(check.model_copy(update=of_piece))
+        pieces.append(
+            SpokenPiece(
+                start=round(start, 4),
+                end=round(end, 4),
+                speech_start=round(start + found.start, 4),
+                speech_end=round(start + found.end, 4),
+                gain_db=found.gain_db,
+            )
+        )
+        measured.append(found)
+        start = end
+    return HeardPieces(tuple(checks), tuple(pieces), tuple(measured))
 
 
 def kept(piece: SpokenPiece) -> tuple[float, float]:

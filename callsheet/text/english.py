@@ -115,11 +115,6 @@ def _number(text: str) -> str:
     return _cardinal(text.replace(",", ""), _EN)
 
 
-def _spelt(text: str) -> str:
-    """Letters one by one."""
-    return " ".join(text.upper())
-
-
 # Addresses ---------------------------------------------------------------------------------------
 
 _ADDRESS_SIGNS = {".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon", "?": "question mark",
