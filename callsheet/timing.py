@@ -1,7 +1,8 @@
 """One setting for every time-out, stall limit and back-off.
 
 ``CALLSHEET_TIME_SCALE`` (default 1) multiplies them all: 3 for a slow link, 0.01 for a test that
-waits for a server that hangs. Nothing else in Callsheet holds a time-out that this does not reach.
+waits for a server that hangs. Nothing else in Callsheet holds a time-out that this does not reach; the one for a
+connection never falls under two seconds.
 """
 
 from __future__ import annotations

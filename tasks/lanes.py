@@ -21,7 +21,7 @@ from callsheet.plan import Step
 from tasks.canary import hear_canary
 from tasks.checks import keep_attempt, settle_failure
 from tasks.hosts import engine_name
-from tasks.policy import UNCACHED, delays
+from tasks.policy import RETRIED, UNCACHED, delays
 from tasks.production import Made, Production
 from tasks.speech import synthesize_speech
 from tasks.visuals import generate_avatar, generate_image, generate_video
@@ -57,10 +57,9 @@ async def _pull(production: Production, lane: Lane) -> int:
 
 
 async def _is_ready(production: Production, lane: Lane) -> bool:
-    """Asks the engine whether it is there, at no cost to it; one that is not takes its host out of the batch."""
-    client = production.clients[engine_name(lane)]
+    """Asks the engine whether it is there; one that is not, after several tries, takes its host out of the batch."""
     try:
-        await client.ready()
+        await check_engine.with_options(retry_delay_seconds=delays())(lane.name)
     except CallsheetError as error:
         get_run_logger().error(
             "%s: host %s is left out: %s", production.batch.name, lane.host.name, reason_of(error)
@@ -69,6 +68,13 @@ async def _is_ready(production: Production, lane: Lane) -> bool:
             batch.queue.quarantine(lane.host.name, reason_of(error))
         return False
     return True
+
+
+@task(name="check_engine", task_run_name="is {lane_name} there", **RETRIED)
+async def check_engine(lane_name: str) -> None:
+    """Asks the lane's engine whether it is there and serves what it should, at no cost to it. Raises where not."""
+    production = Production.current()
+    await production.clients[engine_name(production.lane(lane_name))].ready()
 
 
 async def _do(production: Production, step: Step, lane: Lane) -> None:

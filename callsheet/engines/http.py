@@ -20,6 +20,8 @@ from callsheet.timing import scaled
 
 #: A host that does not accept a connection within this is not there; it says nothing about slow work.
 CONNECT_SECONDS = 10.0
+#: Under any time scale: a busy machine, this one included, needs as much to take up a connection.
+LEAST_CONNECT_SECONDS = 2.0
 #: How long a server may take for a question that costs it nothing (models listed, queue, history).
 ANSWER_SECONDS = 30.0
 
@@ -48,13 +50,14 @@ def open_client(
     if params:
         # httpx logs the address of each request, and this one's holds the secret.
         logging.getLogger("httpx").setLevel(logging.WARNING)
-    timeout = httpx.Timeout(scaled(ANSWER_SECONDS), connect=scaled(CONNECT_SECONDS))
-    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, params=params, timeout=timeout)
+    return httpx.AsyncClient(
+        base_url=url.rstrip("/"), headers=headers, params=params, timeout=waiting(ANSWER_SECONDS)
+    )
 
 
 def waiting(seconds: float) -> httpx.Timeout:
     """Time-outs of a request that works for long: ``seconds`` between two bytes, short to connect."""
-    return httpx.Timeout(scaled(seconds), connect=scaled(CONNECT_SECONDS))
+    return httpx.Timeout(scaled(seconds), connect=max(scaled(CONNECT_SECONDS), LEAST_CONNECT_SECONDS))
 
 
 @contextmanager
@@ -63,11 +66,11 @@ def translated_faults(engine: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise Unreachable(f"{engine}: no connection ({error or type(error).__name__})") from error
+        raise Unreachable(f"{engine}: no connection ({str(error) or type(error).__name__})") from error
     except httpx.TimeoutException as error:
         raise Transient(f"{engine}: no answer in time ({type(error).__name__})") from error
     except httpx.TransportError as error:
-        raise Transient(f"{engine}: the connection broke ({error or type(error).__name__})") from error
+        raise Transient(f"{engine}: the connection broke ({str(error) or type(error).__name__})") from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise BadInput(f"{engine}: {error}") from error
 

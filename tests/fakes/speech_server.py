@@ -110,16 +110,17 @@ class SpeechServer(BackgroundServer):
         method, path, _ = line.decode().split(" ")
         headers = BytesParser(policy=HTTP).parsebytes(rest)
         body = await reader.readexactly(int(headers.get("content-length", 0)))
+        goes_on = headers.get("connection", "") != "close"
         if method == "GET":
             await self._get(path, writer)
-            return True
+            return goes_on
         request = Spoken(path, *_form(headers["content-type"], body))
         request.fault = self._fault_of(request)
         self.requests.append(request)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return await self._speak(request, writer)
+            return await self._speak(request, writer) and goes_on
         finally:
             self.in_flight -= 1
 

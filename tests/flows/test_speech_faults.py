@@ -16,6 +16,7 @@ from callsheet.manifest import Manifest, Summary
 from callsheet.parameters import ProduceParameters
 from callsheet.takes import Sidecar
 from flows.produce import produce
+from tests.fakes.proxy import FaultyProxy
 from tests.fakes.speech_server import FAULTS, Fault, SpeechServer, Spoken, said
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -220,6 +221,18 @@ async def test_a_host_that_gives_two_callers_the_same_bytes_is_left_out_and_neit
     mine.servers[0].choose = None
     assert (await mine.narrate(texts)).done == 2
     assert all(mine.is_right(text, mine.speech()[text]) for text in texts)
+
+
+async def test_a_server_that_misses_the_first_question_is_asked_again_before_its_host_is_left_out(
+    booth: Callable[..., Booth],
+) -> None:
+    mine = booth()
+    with FaultyProxy(mine.servers[0].url) as link:
+        mine.fleet.write_text(mine.fleet.read_text("utf-8").replace(mine.servers[0].url, link.url), "utf-8")
+        link.fail("/query_tts_model", "reset")
+        link.fail("/query_tts_model", "502")
+        assert (await mine.narrate(sentences(1))).done == 1
+        assert link.count("/query_tts_model") == 3
 
 
 async def test_a_retake_asks_for_the_bad_piece_only(booth: Callable[..., Booth]) -> None:
