@@ -202,7 +202,13 @@ class Interrupted:
     def __init__(self, store: Path, arguments: list[object], takes: int, number: signal.Signals) -> None:
         command = [CALLSHEET, "run", *(str(argument) for argument in arguments)]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            # A shell that runs the tests in the background has SIGINT ignored, and every child would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.children = self._watch(store, takes)
         self.process.send_signal(number)
