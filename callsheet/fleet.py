@@ -114,6 +114,11 @@ class Host(BaseModel):
         alias="engine", min_length=1, description="The engines that it serves."
     )
 
+    @property
+    def free_vram_gb(self) -> float:
+        """What its engines share by turns: its memory, less what the resident ones always hold."""
+        return self.vram_gb - sum(engine.vram_gb for engine in self.engines if engine.resident)
+
     @model_validator(mode="after")
     def _name_engines(self) -> Host:
         """Gives each engine a name of its own on this host: lighttts, lighttts-2, …"""
@@ -222,7 +227,7 @@ def _check_url(host: str, engine: Engine) -> None:
 #: The host that `gpu_service --draft` is. About 40 times as fast as a real card, because it draws.
 DRAFT_HOST = Host(
     name="draft",
-    vram_gb=1,
+    vram_gb=48,
     engines=(
         Engine(kind="cosyvoice", revision="draft-1", slots=1, relative_speed=5),
         Engine(kind="lighttts", revision="draft-1", slots=1, relative_speed=1.3),

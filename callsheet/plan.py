@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from callsheet.engines.instructions import SpeechMode
@@ -188,6 +189,24 @@ Inputs = SpeechInputs | PictureInputs | ClipInputs | ProgrammeInputs
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What a lane must be to do a step; ``style`` is of speech alone."""
+
+    engine: str
+    revision: str
+    style: str | None
+    vram_gb: float
+
+    def suits(self, lane: Lane) -> bool:
+        engine = lane.engine
+        return (
+            (engine.kind, engine.revision) == (self.engine, self.revision)
+            and self.style in (None, engine.style)
+            and (engine.resident or self.vram_gb <= lane.host.free_vram_gb)
+        )
+
+
+@dataclass(frozen=True)
 class Step:
     """One take to be made.
 
@@ -216,10 +235,13 @@ class Step:
     seconds: float = 0.0
     vram_gb: float = 0.0
 
+    @cached_property
+    def demand(self) -> Demand:
+        style = self.inputs.style if isinstance(self.inputs, SpeechInputs) else None
+        return Demand(self.engine, self.revision, style, self.vram_gb)
+
     def runs_on(self, lane: Lane) -> bool:
-        style = self.inputs.style if isinstance(self.inputs, SpeechInputs) else lane.engine.style
-        engine = lane.engine
-        return (engine.kind, engine.revision, engine.style) == (self.engine, self.revision, style)
+        return self.demand.suits(lane)
 
 
 @dataclass

@@ -6,18 +6,21 @@ Pure bookkeeping, without a clock, a thread or a server:
     step = queue.take(lane)          # None where this lane has nothing to do at present
     queue.complete(step.key)         # or queue.fail(step, lane, error)
 
-Policies come from `callsheet.errors`; this module asks them and keeps count.
+Ready steps lie in piles, one for each model and each set of lanes that may take them, so a lane looks at a
+handful of piles however long the script is. Policies come from `callsheet.errors`; this module asks them and
+keeps count.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from callsheet.errors import CallsheetError, HostFault, name_of, policy_of, reason_of
 from callsheet.fleet import Lane
-from callsheet.plan import ASSEMBLY, Step
+from callsheet.plan import ASSEMBLY, Demand, Step
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,59 @@ class Failure:
 
 @dataclass
 class _Entry:
+    """A step that is not done. ``order`` is its place in the script; ``pile`` where it lies while it is ready."""
+
     step: Step
     waits_for: set[str]
+    order: int
     running_on: str | None = None
     refused_by: set[str] = field(default_factory=set)
     avoids: set[str] = field(default_factory=set)
     last_error: Failure | None = None
+    pile: _Pile | None = None
+    pushed: tuple[bool, float, int] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.running_on is None and not self.waits_for
+
+
+@dataclass
+class _Pile:
+    """Ready steps of one model that the same lanes may take, the best on top.
+
+    The heap is put right when it is looked at: what left the pile, or was pushed again, stays in it until then.
+    """
+
+    demand: Demand
+    refused_by: frozenset[str]
+    avoids: frozenset[str]
+    seconds: float = 0.0
+    entries: dict[str, _Entry] = field(default_factory=dict)
+    heap: list[tuple[bool, float, int, str]] = field(default_factory=list)
+
+    def push(self, entry: _Entry, *, awaited: bool) -> None:
+        key = entry.step.key
+        if key not in self.entries:
+            self.entries[key] = entry
+            self.seconds += entry.step.seconds
+        entry.pile, entry.pushed = self, (not awaited, -entry.step.seconds, entry.order)
+        heapq.heappush(self.heap, (*entry.pushed, key))
+
+    def remove(self, entry: _Entry) -> None:
+        del self.entries[entry.step.key]
+        self.seconds -= entry.step.seconds
+        entry.pile = entry.pushed = None
+
+    @property
+    def top(self) -> _Entry | None:
+        while self.heap:
+            *pushed, key = self.heap[0]
+            entry = self.entries.get(key)
+            if entry is not None and entry.pushed == tuple(pushed):
+                return entry
+            heapq.heappop(self.heap)
+        return None
 
 
 class StepQueue:
@@ -50,6 +100,16 @@ class StepQueue:
         self.quarantined: dict[str, str] = {}
         self._entries: dict[str, _Entry] = {}
         self._users: dict[str, set[str]] = {}
+        self._added = 0
+        #: By model: the piles of its ready steps, by who may take them.
+        self._piles: defaultdict[str, dict[tuple[Demand, frozenset[str], frozenset[str]], _Pile]] = (
+            defaultdict(dict)
+        )
+        #: How many steps are left of each demand, ready or not.
+        self._left = Counter[Demand]()
+        #: The model that each engine ran last, and the lanes that found nothing when they last asked.
+        self._loaded: dict[tuple[str, str], str] = {}
+        self._hungry: dict[str, Lane] = {}
         self._stopped: Failure | None = None
         self._assembly_stopped = False
         for step in steps:
@@ -60,15 +120,18 @@ class StepQueue:
         if step.key in self.done or step.key in self._entries or step.key in self.failures:
             return
         waits_for = {key for key in (*step.needs, *step.after) if key not in self.done}
-        self._entries[step.key] = _Entry(step, waits_for)
-        for key in waits_for:
-            self._users.setdefault(key, set()).add(step.key)
+        entry = _Entry(step, waits_for, self._added)
+        self._added += 1
+        self._entries[step.key] = entry
+        self._left[step.demand] += 1
+        self._await(step.key, waits_for)
+        self._place(entry)
         if failed := next((self.failures[key] for key in waits_for if key in self.failures), None):
             self._give_up(step.key, failed)
 
     def drop(self, key: str) -> None:
         """Takes a step out that is not needed any more."""
-        self._entries.pop(key, None)
+        self._remove(key)
 
     def wait_for_also(self, key: str, needs: Iterable[str]) -> None:
         """Lets the step ``key`` wait for further takes, found necessary after it was planned."""
@@ -77,41 +140,51 @@ class StepQueue:
             return
         more = {need for need in needs if need not in self.done}
         entry.waits_for |= more
-        for need in more:
-            self._users.setdefault(need, set()).add(key)
+        self._await(key, more)
+        self._place(entry)
 
     def stop_waiting_for(self, key: str, dropped: Iterable[str]) -> None:
         """Lets the step ``key`` go without takes that were dropped."""
         if entry := self._entries.get(key):
             entry.waits_for -= set(dropped)
+            self._place(entry)
 
-    def take(self, lane: Lane | None) -> Step | None:
+    def take(self, lane: Lane | None, within_gb: float | None = None) -> Step | None:
         """The step that ``lane`` does next, marked as running; None for the lane that is this machine itself.
 
-        Steps that others wait for go first; then those of the model that has the most work left; then the longest.
+        A step that a lane without work waits for goes first; then those of the model that the engine has loaded;
+        then those of the model that others wait for; then of the one with the most work left for each engine that
+        has it. Among the steps of a model, those that others wait for go first, then the longest.
+
+        Args:
+            within_gb: steps whose model needs more GPU memory than this are left.
         """
+        entry = self._best(lane, within_gb)
         name = lane.name if lane else ASSEMBLY
-        if self._is_out(lane):
+        if entry is None:
+            if lane is not None:
+                self._hungry[name] = lane
             return None
-        ready = [entry for entry in self._entries.values() if self._is_ready(entry, lane, name)]
-        if not ready:
-            return None
-        work = Counter[str]()
-        for entry in ready:
-            work[entry.step.signature] += 1
-        best = max(
-            ready, key=lambda e: (self._is_awaited(e.step.key), work[e.step.signature], e.step.seconds)
-        )
-        best.running_on = name
-        return best.step
+        self._hungry.pop(name, None)
+        entry.running_on = name
+        self._place(entry)
+        if lane is not None:
+            self._loaded[_process(lane)] = entry.step.signature
+        return entry.step
+
+    def peek(self, lane: Lane) -> Step | None:
+        """The step that ``lane`` would take; it stays where it is."""
+        entry = self._best(lane, None)
+        return entry.step if entry else None
 
     def complete(self, key: str) -> None:
         """A take is there: what waited for it may go on."""
-        self._entries.pop(key, None)
+        self._remove(key)
         self.done.add(key)
         for user in self._users.pop(key, set()):
             if entry := self._entries.get(user):
                 entry.waits_for.discard(key)
+                self._place(entry)
 
     def requeue(self, step: Step, avoid: str = "") -> bool:
         """Puts a running step back for a retake, on another lane than ``avoid`` where there is one.
@@ -120,10 +193,12 @@ class StepQueue:
             Whether a lane is left that can take it; where none is, the step is still marked as running.
         """
         entry = self._entries.get(step.key)
-        if entry is None or self._stopped or not self._lanes_for(step, entry.refused_by):
+        if entry is None or self._stopped or not self._lanes_for(step.demand, entry.refused_by):
             return False
         entry.running_on = None
-        entry.avoids.add(avoid)
+        if avoid:
+            entry.avoids.add(avoid)
+        self._place(entry)
         return True
 
     def fail(self, step: Step, lane: Lane | None, error: BaseException) -> None:
@@ -142,9 +217,10 @@ class StepQueue:
             self._give_up(step.key, failure)
             return
         entry.refused_by.add(lane.name)
+        self._place(entry)
         if policy.quarantine:
             self.quarantine(lane.host.name, reason_of(error))
-        elif not self._lanes_for(step, entry.refused_by):
+        elif not self._lanes_for(step.demand, entry.refused_by):
             self._give_up(step.key, failure)
 
     def pass_on(self, step: Step, lane: Lane, error: BaseException) -> bool:
@@ -159,9 +235,10 @@ class StepQueue:
         entry.refused_by.add(lane.name)
         if policy.quarantine:
             self.quarantine(lane.host.name, reason_of(error))
-        if not policy.other_lanes or self._stopped or not self._lanes_for(step, entry.refused_by):
+        if not policy.other_lanes or self._stopped or not self._lanes_for(step.demand, entry.refused_by):
             return False
         entry.running_on = None
+        self._place(entry)
         return True
 
     def quarantine(self, host: str, reason: str) -> None:
@@ -170,7 +247,7 @@ class StepQueue:
         for key, entry in list(self._entries.items()):
             if entry.step.engine == ASSEMBLY or entry.running_on is not None:
                 continue
-            if not self._lanes_for(entry.step, entry.refused_by):
+            if not self._lanes_for(entry.step.demand, entry.refused_by):
                 reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
                 fault = HostFault(f"no host is left for {entry.step.engine} ({reasons})")
                 self._give_up(key, entry.last_error or Failure(entry.step.name, fault.name, str(fault)))
@@ -193,12 +270,12 @@ class StepQueue:
 
     def is_idle(self, lane: Lane | None) -> bool:
         """Whether there is nothing left that ``lane`` could ever do, so that it may be given back."""
-        if self._is_out(lane):
-            return True
-        return not any(
-            entry.step.engine == ASSEMBLY if lane is None else entry.step.runs_on(lane)
-            for entry in self._entries.values()
-        )
+        return self._is_out(lane) or not any(_suits(demand, lane) for demand in self._left)
+
+    def is_urgent(self, lane: Lane) -> bool:
+        """Whether what ``lane`` would take is waited for by another engine."""
+        entry = self._best(lane, None)
+        return entry is not None and self._is_awaited(entry.step.key)
 
     def _is_out(self, lane: Lane | None) -> bool:
         """Whether this lane (None: this machine) gets nothing any more."""
@@ -206,34 +283,115 @@ class StepQueue:
             return self._assembly_stopped
         return self._stopped is not None or lane.host.name in self.quarantined
 
-    def _is_ready(self, entry: _Entry, lane: Lane | None, name: str) -> bool:
-        if entry.running_on is not None or entry.waits_for or name in entry.refused_by:
+    def _best(self, lane: Lane | None, within_gb: float | None) -> _Entry | None:
+        """The ready step that ``lane`` should do next."""
+        if self._is_out(lane):
+            return None
+        loaded = self._loaded.get(_process(lane)) if lane else None
+        engines = Counter(
+            model for process, model in self._loaded.items() if lane and process != _process(lane)
+        )
+        best: tuple[tuple[bool, bool, bool, float, bool, float, int], _Entry] | None = None
+        for signature, piles in self._piles.items():
+            open_to_it = [pile for pile in piles.values() if self._may_take(lane, pile, within_gb)]
+            seconds = sum(pile.seconds for pile in open_to_it) / (1 + engines[signature])
+            for entry in filter(None, (pile.top for pile in open_to_it)):
+                awaited = self._is_awaited(entry.step.key)
+                starves = awaited and signature != loaded and self._is_hungered_for(entry.step.key, lane)
+                rank = (
+                    starves,
+                    signature == loaded,
+                    awaited,
+                    seconds,
+                    awaited,
+                    entry.step.seconds,
+                    -entry.order,
+                )
+                if best is None or rank > best[0]:
+                    best = rank, entry
+        return best[1] if best else None
+
+    def _may_take(self, lane: Lane | None, pile: _Pile, within_gb: float | None) -> bool:
+        if not pile.entries or not _suits(pile.demand, lane):
             return False
         if lane is None:
-            return entry.step.engine == ASSEMBLY
-        if not entry.step.runs_on(lane):
+            return True
+        if lane.name in pile.refused_by or (within_gb is not None and pile.demand.vram_gb > within_gb):
             return False
-        return name not in entry.avoids or not self._lanes_for(entry.step, entry.refused_by | entry.avoids)
+        return lane.name not in pile.avoids or not self._lanes_for(pile.demand, pile.refused_by | pile.avoids)
+
+    def _place(self, entry: _Entry) -> None:
+        """Brings the step to the pile that it belongs to, or to none where it is not ready."""
+        if self._entries.get(entry.step.key) is not entry:
+            return
+        step, pile = entry.step, None
+        if entry.is_ready:
+            sort = (step.demand, frozenset(entry.refused_by), frozenset(entry.avoids))
+            pile = self._piles[step.signature].get(sort)
+            if pile is None:
+                pile = self._piles[step.signature][sort] = _Pile(*sort)
+        if entry.pile is not pile and entry.pile is not None:
+            entry.pile.remove(entry)
+        if pile is not None:
+            pile.push(entry, awaited=self._is_awaited(step.key))
+
+    def _await(self, key: str, needs: Iterable[str]) -> None:
+        """Notes that the step ``key`` waits for ``needs``, which may bring those further up."""
+        for need in needs:
+            self._users.setdefault(need, set()).add(key)
+            if needed := self._entries.get(need):
+                self._place(needed)
+
+    def _users_of(self, key: str) -> Iterator[Step]:
+        """The steps of engines that wait for this one (that the clip does says nothing)."""
+        for user in self._users.get(key, ()):
+            if (entry := self._entries.get(user)) and entry.step.engine != ASSEMBLY:
+                yield entry.step
 
     def _is_awaited(self, key: str) -> bool:
-        """Whether an engine's step waits for this one (that the clip does says nothing)."""
+        return any(True for _ in self._users_of(key))
+
+    def _is_hungered_for(self, key: str, lane: Lane | None) -> bool:
+        """Whether a lane other than ``lane`` has nothing to do and could do what waits for this step."""
         return any(
-            user in self._entries and self._entries[user].step.engine != ASSEMBLY
-            for user in self._users.get(key, ())
+            other is not lane and not self._is_out(other) and user.runs_on(other)
+            for user in self._users_of(key)
+            for other in self._hungry.values()
         )
 
-    def _lanes_for(self, step: Step, but_for: Iterable[str] = ()) -> list[Lane]:
+    def _lanes_for(self, demand: Demand, but_for: Iterable[str] = ()) -> list[Lane]:
         return [
             lane
             for lane in self.lanes.values()
-            if step.runs_on(lane) and lane.host.name not in self.quarantined and lane.name not in but_for
+            if demand.suits(lane) and lane.host.name not in self.quarantined and lane.name not in but_for
         ]
+
+    def _remove(self, key: str) -> _Entry | None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        if entry.pile is not None:
+            entry.pile.remove(entry)
+        self._left[entry.step.demand] -= 1
+        if not self._left[entry.step.demand]:
+            del self._left[entry.step.demand]
+        return entry
 
     def _give_up(self, key: str, failure: Failure) -> None:
         """Gives up the step and all that waits for it, directly or not."""
         waiting = [key]
         while waiting:
             key = waiting.pop()
-            if self._entries.pop(key, None) is not None:
+            if self._remove(key) is not None:
                 self.failures[key] = failure
                 waiting += self._users.pop(key, set())
+
+
+def _process(lane: Lane) -> tuple[str, str]:
+    """The engine's process, which has one model loaded, whatever the number of its lanes."""
+    return lane.host.name, lane.engine.name
+
+
+def _suits(demand: Demand, lane: Lane | None) -> bool:
+    """Whether such steps are for ``lane``; None is this machine."""
+    return demand.engine == ASSEMBLY if lane is None else demand.suits(lane)

@@ -22,11 +22,22 @@ def step(
     signature: str = "m",
     seconds: float = 1.0,
     after: tuple[str, ...] = (),
+    vram_gb: float = 0.0,
 ) -> Step:
     inputs = ClipInputs(None, (), None, None, None, 0.0)
     revision = "callsheet-1" if engine == ASSEMBLY else "r"
     return Step(
-        key, "video", key, engine, revision, signature, inputs, needs=needs, after=after, seconds=seconds
+        key,
+        "video",
+        key,
+        engine,
+        revision,
+        signature,
+        inputs,
+        needs=needs,
+        after=after,
+        seconds=seconds,
+        vram_gb=vram_gb,
     )
 
 
@@ -55,13 +66,102 @@ def test_what_others_wait_for_goes_first_then_the_longest() -> None:
     assert order == ["first", "long", "second"]
 
 
+def keys(queue: StepQueue, *lanes: Lane) -> list[str]:
+    """What is done when each of ``lanes`` in turn takes a step and ends it at once."""
+    order = []
+    while True:
+        taken = [one for lane in lanes if (one := queue.take(lane))]
+        if not taken:
+            return order
+        for one in taken:
+            queue.complete(one.key)
+            order.append(one.key)
+
+
 def test_model_with_the_most_work_goes_first() -> None:
+    steps = [step("x", signature="one", seconds=9), *(step(k, signature="two", seconds=5) for k in "yz")]
+    assert keys(StepQueue(steps, [A]), A) == ["y", "z", "x"]
+
+
+def test_a_lane_stays_with_the_model_that_it_has_loaded() -> None:
+    steps = [step("x", signature="one", seconds=4), *(step(k, signature="two", seconds=3) for k in "yz")]
+    assert keys(StepQueue(steps, [A]), A) == ["y", "z", "x"], "after y, model one has the most work left"
+
+
+def test_two_engines_share_the_models_between_them() -> None:
+    steps = [
+        *(step(f"x{n}", signature="one") for n in range(5)),
+        *(step(f"y{n}", signature="two") for n in range(4)),
+    ]
+    queue = StepQueue(steps, [A, B])
+    assert [queue.take(A), queue.take(B)] == [steps[0], steps[5]]
+
+
+def test_lanes_of_one_process_follow_its_model() -> None:
+    steps = [
+        *(step(f"x{n}", signature="one") for n in range(5)),
+        *(step(f"y{n}", signature="two") for n in range(4)),
+    ]
+    queue = StepQueue(steps, [A, lane("a", 1)])
+    assert [queue.take(A), queue.take(lane("a", 1))] == steps[:2]
+
+
+def test_what_an_idle_lane_waits_for_goes_before_the_model_that_is_loaded() -> None:
+    speaker = lane("a", 0, "lighttts")
+    steps = [step(name, signature="one", seconds=seconds) for name, seconds in (("x", 9), ("y", 8), ("z", 7))]
+    queue = StepQueue(steps, [A, speaker])
+    assert queue.take(A) is steps[0]
+    picture = step("picture", signature="two")
+    speech = step("speech", "picture", engine="lighttts")
+    queue.add(speech)
+    queue.add(picture)
+    assert queue.take(A) is steps[1], "nobody is idle yet, so the engine keeps its model"
+    assert queue.take(speaker) is None
+    assert queue.take(A) is picture
+    queue.complete("picture")
+    assert queue.take(speaker) is speech
+    assert queue.take(A) is steps[2]
+
+
+def test_steps_whose_model_needs_more_memory_than_is_held_are_left() -> None:
+    small, big = step("small", vram_gb=8), step("big", vram_gb=20, seconds=9)
+    queue = StepQueue([small, big], [A])
+    assert queue.peek(A) is big
+    assert queue.take(A, within_gb=8) is small
+    assert queue.take(A, within_gb=8) is None
+    assert queue.take(A, within_gb=24) is big
+
+
+def test_model_that_can_never_fit_a_host_is_not_for_its_lanes() -> None:
+    big = step("big", vram_gb=25)
+    assert not big.runs_on(A)
+    assert StepQueue([big], [A]).is_idle(A)
+
+
+def test_retake_of_a_step_that_was_waited_for_goes_first_again() -> None:
+    queue = StepQueue([step("long", seconds=9), step("first"), step("second", "first")], [A])
+    first = queue.take(A)
+    assert first is not None
+    assert queue.requeue(first, avoid=A.name)
+    assert keys(queue, A) == ["first", "long", "second"]
+
+
+def test_script_of_ten_thousand_steps_is_taken_in_time_that_grows_with_its_length_alone() -> None:
+    """No clock: the piles that are looked at are counted."""
     queue = StepQueue(
-        [step("x", signature="one", seconds=9), step("y", signature="two"), step("z", signature="two")], [A]
+        [step(f"{n}", signature=f"m{n % 3}", seconds=n % 7) for n in range(10_000)], lanes := [A, B]
     )
-    taken = queue.take(A)
-    assert taken is not None
-    assert taken.signature == "two"
+    looked_at = 0
+    may_take = queue._may_take
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal looked_at
+        looked_at += 1
+        return may_take(*arguments)
+
+    queue._may_take = counted  # type: ignore[method-assign]
+    assert len(keys(queue, *lanes)) == 10_000
+    assert looked_at < 10_010 * 3
 
 
 def test_transient_failure_goes_to_another_lane_and_then_fails_the_shot() -> None:
@@ -178,7 +278,8 @@ def test_nothing_is_lost_and_nothing_runs_twice_whatever_happens(data: st.DataOb
     for number in range(count):
         needs = data.draw(st.sets(st.integers(0, max(0, number - 1)), max_size=2)) if number else set()
         engine = data.draw(st.sampled_from(["comfyui", "lighttts", ASSEMBLY]))
-        steps.append(step(str(number), *(str(need) for need in needs), engine=engine))
+        model, seconds = data.draw(st.sampled_from("ab")), data.draw(st.floats(0, 9))
+        steps.append(step(str(number), *map(str, needs), engine=engine, signature=model, seconds=seconds))
     lanes = [lane("a", 0), lane("a", 1), lane("b", 0), lane("b", 0, "lighttts"), lane("c", 0, "lighttts")]
     queue = StepQueue(steps, lanes)
     running: list[tuple[Step, Lane | None]] = []
