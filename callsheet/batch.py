@@ -16,6 +16,7 @@ from typing import Any
 
 from callsheet.errors import BadOutput, Budget, policy_of
 from callsheet.fleet import Lane
+from callsheet.meter import LaneMeter
 from callsheet.plan import (
     ASSEMBLY,
     PictureInputs,
@@ -28,14 +29,6 @@ from callsheet.plan import (
 )
 from callsheet.schedule import Failure, StepQueue
 from callsheet.takes import Attempt, Sidecar, attempt_seed, best_of
-
-
-@dataclass
-class LaneMeter:
-    """What a lane did: steps and seconds of its engine."""
-
-    steps: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -68,9 +61,13 @@ class Batch:
         self._promised: dict[str, float] = {}
         self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
 
-    def next_step(self, lane: Lane | None) -> Step | None:
-        """What ``lane`` (None: this machine) does next; None where there is nothing at present."""
-        while step := self.queue.take(lane):
+    def next_step(self, lane: Lane | None, within_gb: float | None = None) -> Step | None:
+        """What ``lane`` (None: this machine) does next; None where there is nothing at present.
+
+        Args:
+            within_gb: steps whose model needs more GPU memory than this are left.
+        """
+        while step := self.queue.take(lane, within_gb):
             if self._reuse(step):
                 self._complete(step)
                 continue
@@ -101,10 +98,15 @@ class Batch:
         if step is not None:
             self._promised.pop(step.key, None)
         self.spent += cost
-        meter = self.meters.setdefault(lane.name, LaneMeter())
-        meter.steps += step is not None
-        meter.seconds += seconds
+        if step is not None:
+            self.meter(lane).add_step(seconds, step.seconds, step.signature)
+        else:
+            self.meter(lane).add_canary(seconds)
         return cost
+
+    def meter(self, lane: Lane) -> LaneMeter:
+        """Where the time of ``lane`` goes."""
+        return self.meters.setdefault(lane.name, LaneMeter())
 
     def add_attempt(self, step: Step, attempt: Attempt) -> Sidecar | None:
         """Notes an attempt that was made, checked and stored.

@@ -148,6 +148,11 @@ class Lane:
         return f"{self.host.name}/{self.engine.name}/{self.number}"
 
     @property
+    def engine_name(self) -> str:
+        """What its engine is called in messages: ``a10-1/lighttts``."""
+        return f"{self.host.name}/{self.engine.name}"
+
+    @property
     def price_per_second(self) -> float:
         """This lane's share of the host's price, in $ per second: the host's lanes of the engine divide it."""
         return self.host.price_per_hour / 3600 / self.engine.slots
@@ -162,6 +167,11 @@ class Fleet(BaseModel):
         default="draft", description="draft: the embedded draft host; static: the hosts listed here."
     )
     hosts: tuple[Host, ...] = Field(default=(), alias="host", description="The hosts.")
+    lane_minutes: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long a lane works before it makes room for another run or engine that waits.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Fleet:

@@ -74,13 +74,21 @@ class ManifestProgramme(BaseModel):
 
 
 class ManifestLane(BaseModel):
-    """What one lane did in the run that wrote the manifest."""
+    """What one lane did in the run that wrote the manifest, and what its time went into, in seconds."""
 
     lane: str
     host: str
     engine: str
     steps: int
-    seconds: float
+    seconds: float = Field(description="of its engine, loading models included")
+    rented: float = Field(default=0.0, description="from when the lane could work until it was given back")
+    busy: float = Field(default=0.0, description="of the engine, less what the loading of models took")
+    swapping: float = Field(default=0.0, description="loading models, by how much longer first steps took")
+    waiting_for_vram: float = Field(default=0.0, description="while another engine had the host's memory")
+    waiting: float = Field(
+        default=0.0, description="while another run had the lane, or lanes the tag's slots"
+    )
+    idle: float = Field(default=0.0, description="there was nothing to do")
 
 
 class Totals(BaseModel):

@@ -107,8 +107,8 @@ class StepQueue:
         )
         #: How many steps are left of each demand, ready or not.
         self._left = Counter[Demand]()
-        #: The model that each engine ran last, and the lanes that found nothing when they last asked.
-        self._loaded: dict[tuple[str, str], str] = {}
+        #: The model that each engine's process ran last, and the lanes that found nothing when they last asked.
+        self._loaded: dict[str, str] = {}
         self._hungry: dict[str, Lane] = {}
         self._stopped: Failure | None = None
         self._assembly_stopped = False
@@ -169,7 +169,7 @@ class StepQueue:
         entry.running_on = name
         self._place(entry)
         if lane is not None:
-            self._loaded[_process(lane)] = entry.step.signature
+            self._loaded[lane.engine_name] = entry.step.signature
         return entry.step
 
     def peek(self, lane: Lane) -> Step | None:
@@ -287,9 +287,9 @@ class StepQueue:
         """The ready step that ``lane`` should do next."""
         if self._is_out(lane):
             return None
-        loaded = self._loaded.get(_process(lane)) if lane else None
+        loaded = self._loaded.get(lane.engine_name) if lane else None
         engines = Counter(
-            model for process, model in self._loaded.items() if lane and process != _process(lane)
+            model for process, model in self._loaded.items() if lane and process != lane.engine_name
         )
         best: tuple[tuple[bool, bool, bool, float, bool, float, int], _Entry] | None = None
         for signature, piles in self._piles.items():
@@ -385,11 +385,6 @@ class StepQueue:
             if self._remove(key) is not None:
                 self.failures[key] = failure
                 waiting += self._users.pop(key, set())
-
-
-def _process(lane: Lane) -> tuple[str, str]:
-    """The engine's process, which has one model loaded, whatever the number of its lanes."""
-    return lane.host.name, lane.engine.name
 
 
 def _suits(demand: Demand, lane: Lane | None) -> bool:

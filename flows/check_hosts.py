@@ -24,7 +24,7 @@ from blocks.fleet import open_fleet
 from callsheet.errors import BadInput, CallsheetError
 from callsheet.inputs import Mistakes
 from callsheet.voices import Voice, read_voices
-from tasks.hosts import check_engine, engine_name, open_hosts
+from tasks.hosts import check_engine, open_hosts
 
 
 class CheckHostsParameters(BaseModel):
@@ -51,7 +51,7 @@ async def check_hosts(parameters: CheckHostsParameters) -> State[Any]:
     try:
         fleet = await open_fleet(parameters.fleet)
         voice = await asyncio.to_thread(_voice, parameters) if parameters.full else None
-        engines = {engine_name(lane): lane for lane in fleet.lanes()}
+        engines = {lane.engine_name: lane for lane in fleet.lanes()}
         async with open_hosts(fleet, list(engines.values())) as clients:
             found = await asyncio.gather(
                 *(check_engine(name, lane, clients[name], voice) for name, lane in engines.items())

@@ -35,9 +35,9 @@ from callsheet.scratch import scratch_folder
 from callsheet.store import Store
 from tasks.assembly import assembly_bench
 from tasks.hosts import open_hosts
-from tasks.lanes import gpu_lane
 from tasks.production import Production
 from tasks.publish import now, publish_batch
+from tasks.turns import run_lane
 
 
 def _run_name() -> str:
@@ -101,8 +101,9 @@ async def _run_lanes(production: Production, lanes: Sequence[Lane]) -> None:
     """
     benches = [asyncio.create_task(assembly_bench()) for _ in range(max(1, os.cpu_count() or 1))]
     try:
-        async with open_hosts(production.batch.plan.fleet, lanes) as production.clients:
-            await asyncio.gather(*(gpu_lane(lane.name) for lane in lanes))
+        async with open_hosts(production.batch.plan.fleet, lanes) as clients:
+            production.clients.update(clients)
+            await asyncio.gather(*(run_lane(lane.name) for lane in lanes))
         await production.settled()
         await asyncio.gather(*benches)
     finally:

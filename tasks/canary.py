@@ -12,7 +12,6 @@ from callsheet.engines.speech import CosyVoice
 from callsheet.errors import CallsheetError, HostFault, reason_of
 from callsheet.fleet import Lane
 from callsheet.plan import SpeechInputs, Step
-from tasks.hosts import engine_name
 from tasks.policy import RETRIED, delays
 from tasks.production import Canary, Production
 
@@ -29,7 +28,7 @@ async def hear_canary(production: Production, lane: Lane, step: Step) -> None:
         HostFault: it did not pass or could not be heard, with what was wrong. Whatever it was, a known sentence
             in a voice that was checked is not at fault.
     """
-    canary = production.canaries.setdefault(engine_name(lane), Canary())
+    canary = production.canaries.setdefault(lane.engine_name, Canary())
     async with canary.lock:
         if canary.fault is not None:
             raise canary.fault
@@ -56,7 +55,7 @@ async def check_canary(key: str, lane_name: str) -> None:
     """Listens to the sentence up to three times; raises HostFault where none of them passes."""
     production = Production.current()
     step, lane = production.step(key), production.lane(lane_name)
-    inputs, client = step.inputs, production.clients[engine_name(lane)]
+    inputs, client = step.inputs, production.clients[lane.engine_name]
     assert isinstance(inputs, SpeechInputs)
     assert isinstance(client, CosyVoice)
     profile = await asyncio.to_thread(production.profile, inputs.voice)
@@ -64,4 +63,4 @@ async def check_canary(key: str, lane_name: str) -> None:
         heard = await listen(client, inputs.voice, profile)
         if not heard.faults:
             return
-    raise HostFault(f"{engine_name(lane)}: its canary failed {TRIES} times: {'; '.join(heard.faults)}")
+    raise HostFault(f"{lane.engine_name}: its canary failed {TRIES} times: {'; '.join(heard.faults)}")

@@ -20,7 +20,6 @@ from callsheet.media.speech import Line, Measured, Neighbours
 from callsheet.media.video import check_image, check_video, probe_video
 from callsheet.plan import PictureInputs, SpeechInputs, Step, heard_seconds
 from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece, sidecar_path
-from tasks.hosts import engine_name
 from tasks.policy import UNCACHED
 from tasks.production import Made, Production
 
@@ -155,7 +154,7 @@ def _check_narration(
     production: Production, step: Step, lane: Lane, path: Path, ends: list[float]
 ) -> Findings:
     """Each piece of a narration, and where speech is in it."""
-    inputs, client = step.inputs, production.clients[engine_name(lane)]
+    inputs, client = step.inputs, production.clients[lane.engine_name]
     assert isinstance(inputs, SpeechInputs)
     assert isinstance(client, CosyVoice)
     try:

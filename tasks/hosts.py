@@ -20,12 +20,7 @@ from callsheet.media.audio import read_sound
 from callsheet.media.speech import profile_of
 from callsheet.process import served_by
 from callsheet.voices import Voice
-from tasks.production import Client
-
-
-def engine_name(lane: Lane) -> str:
-    """What the engine of a lane is called in messages: ``a10-1/lighttts``."""
-    return f"{lane.host.name}/{lane.engine.name}"
+from tasks.memory import Client
 
 
 @asynccontextmanager
@@ -37,9 +32,9 @@ async def open_hosts(fleet: Fleet, lanes: Sequence[Lane]) -> AsyncIterator[dict[
             fleet = fleet.at(
                 await stack.enter_async_context(served_by("gpu_service", "--draft", "--with-parent"))
             )
-        needed = {engine_name(lane) for lane in lanes}
+        needed = {lane.engine_name for lane in lanes}
         for lane in fleet.lanes():
-            name = engine_name(lane)
+            name = lane.engine_name
             if name in needed and name not in clients:
                 clients[name] = await stack.enter_async_context(server_of(lane.engine).client(name))
         yield clients

@@ -1,8 +1,9 @@
-"""Lanes: each is a task that holds its place under the tag ``gpu`` and pulls steps while there are any.
+"""Lanes: each is a task that holds a slot of the tag ``gpu`` and pulls steps while there are any.
 
 The tag's limit is the number of lanes that may be busy at once, over all flow runs; a lane takes its
 slot once and keeps it for many steps, because a slot for each step leaves GPUs idle most of the time
-(facts: prefect.md). Each step is a task of its own within, with retries, so it shows by itself.
+(facts: prefect.md). Each step is a task of its own within, with retries, so it shows by itself. When a lane
+takes its slot, and when it gives it back, is `tasks.turns`' business.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.http import Unreachable
 from callsheet.errors import BadOutput, CallsheetError, HostFault, reason_of
 from callsheet.fleet import Lane
+from callsheet.limits import GPU_TAG
 from callsheet.plan import Step
 from tasks.canary import hear_canary
 from tasks.checks import keep_attempt, settle_failure
-from tasks.hosts import engine_name
 from tasks.policy import RETRIED, UNCACHED, delays
-from tasks.production import Made, Production
+from tasks.production import Made, Production, Turn
 from tasks.speech import synthesize_speech
 from tasks.visuals import generate_avatar, generate_image, generate_video
-
-GPU_TAG = "gpu"
 
 TASK_OF = {
     "speech": synthesize_speech,
@@ -38,25 +37,27 @@ TASK_OF = {
 
 @task(name="gpu_lane", task_run_name="lane {lane_name}", tags={GPU_TAG}, **UNCACHED)
 async def gpu_lane(lane_name: str) -> int:
-    """Pulls steps until there is nothing left that this lane could do. Returns how many it did."""
+    """Pulls steps until there is nothing for this lane at present, or its turn is over. Returns how many it did."""
     production = Production.current()
-    lane = production.lane(lane_name)
-    if not await _is_ready(production, lane):
-        return 0
+    lane, turn = production.lane(lane_name), production.turns[lane_name]
+    turn.begun.set()
     # As many steps at once as the engine's window: while one runs, the next one's inputs are there and it is queued.
-    return sum(await asyncio.gather(*(_pull(production, lane) for _ in range(lane.engine.window))))
+    return sum(await asyncio.gather(*(_pull(production, lane, turn) for _ in range(lane.engine.window))))
 
 
-async def _pull(production: Production, lane: Lane) -> int:
+async def _pull(production: Production, lane: Lane, turn: Turn) -> int:
     """Does one step after the other until there is none left. Returns how many."""
     done = 0
-    while step := await production.next_step(lane):
-        await _do(production, step, lane)
+    while step := await production.next_step(lane, turn):
+        try:
+            await _do(production, step, lane)
+        finally:
+            await production.end_step(turn)
         done += 1
     return done
 
 
-async def _is_ready(production: Production, lane: Lane) -> bool:
+async def is_ready(production: Production, lane: Lane) -> bool:
     """Asks the engine whether it is there; one that is not, after several tries, takes its host out of the batch."""
     try:
         await check_engine.with_options(retry_delay_seconds=delays())(lane.name)
@@ -74,7 +75,7 @@ async def _is_ready(production: Production, lane: Lane) -> bool:
 async def check_engine(lane_name: str) -> None:
     """Asks the lane's engine whether it is there and serves what it should, at no cost to it. Raises where not."""
     production = Production.current()
-    await production.clients[engine_name(production.lane(lane_name))].ready()
+    await production.clients[production.lane(lane_name).engine_name].ready()
 
 
 async def _do(production: Production, step: Step, lane: Lane) -> None:
@@ -95,7 +96,7 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     except Exception as error:  # whatever it was, it costs its shot and not the batch
         failure = error
     seconds = time.monotonic() - started if started is not None else 0.0
-    client = production.clients[engine_name(lane)]
+    client = production.clients[lane.engine_name]
     if isinstance(client, ComfyUI):
         # What its prompts took by the host's clock, failed ones too; what they waited for others is not theirs.
         seconds = client.worked(step.key)
@@ -105,10 +106,10 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
     async with production.changing() as batch:
         cost = batch.charge(step, lane, seconds)
     if made is not None:
-        production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
+        await production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
     elif isinstance(failure, BadOutput):
         made = Made(None, production.batch.seed_of(step), error=reason_of(failure))
-        production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
+        await production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
     elif failure is not None:
         logger.warning(
             "%s: %s failed on %s: %s", production.batch.name, step.name, lane.name, reason_of(failure)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -21,21 +22,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from callsheet.batch import Batch
-from callsheet.engines.comfyui import ComfyUI
-from callsheet.engines.speech import CosyVoice, Recording
+from callsheet.engines.speech import Recording
 from callsheet.errors import HostFault, StoreFault
 from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
+from callsheet.limits import limits_of
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import Neighbours, VoiceProfile, profile_of
 from callsheet.plan import Step
 from callsheet.resume import journal_path
 from callsheet.store import Store
 from callsheet.takes import Sidecar, attempt_path
+from callsheet.timing import scaled
 from callsheet.voices import Voice
+from tasks.locks import Lease, Locks
+from tasks.memory import Client, GpuMemory
 
-Client = CosyVoice | ComfyUI
-
+#: How long a lane that finds nothing to do keeps its slot of the tag: steps follow one another through their checks.
+GRACE_SECONDS = 1.0
 #: How often committed takes are written down in the journal, in seconds. R2 takes one write a second per key.
 JOURNAL_SECONDS = 2.0
 
@@ -74,6 +78,33 @@ class Made:
 
 
 @dataclass
+class Turn:
+    """What a lane may do while it holds a slot of the tag `gpu`.
+
+    Attributes:
+        ends: from when on it makes room for others that wait (`time.monotonic`).
+        wanted: the limits that they may wait for.
+        within_gb: the largest model that there is memory for; None where that is no question.
+        leases: what it needs to go on.
+        begun: set when the slot is there.
+        running: how many steps the lane has in hand.
+        is_over: whether others wait and it makes room.
+    """
+
+    ends: float
+    wanted: tuple[str, ...]
+    within_gb: float | None
+    leases: tuple[Lease, ...]
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    running: int = 0
+    is_over: bool = False
+
+    @property
+    def is_lost(self) -> bool:
+        return any(lease.lost for lease in self.leases)
+
+
+@dataclass
 class Canary:
     """How many lines an engine spoke since its last canary; None before the first. One lane at a time sees to it.
 
@@ -109,6 +140,14 @@ class Production:
         self._journalled = 0
         self._changed = asyncio.Condition()
         self._background: set[asyncio.Task[None]] = set()
+        #: So many attempts may lie here to be fetched, checked and stored; then the lanes wait.
+        self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
+        self.locks: Locks
+        self.memory: GpuMemory
+        self.turns: dict[str, Turn] = {}
+        #: Lanes that are on their way to their place.
+        self.coming: set[str] = set()
+        self.turn_seconds = batch.plan.fleet.lane_minutes * 60
         self._lanes = {lane.name: lane for lane in batch.queue.lanes.values()}
 
     @staticmethod
@@ -122,21 +161,82 @@ class Production:
     def lane(self, name: str) -> Lane:
         return self._lanes[name]
 
-    async def next_step(self, lane: Lane | None) -> Step | None:
-        """Waits for something that ``lane`` (None: this machine) can do; None when there will be nothing more."""
+    async def next_step(self, lane: Lane | None, turn: Turn | None = None) -> Step | None:
+        """Waits for something that ``lane`` (None: this machine) can do; None when its turn, or all, is over.
+
+        A turn is over when others wait for what it holds, when the model that comes next needs other memory, or when
+        nothing is ready for a moment.
+        """
+        within_gb = turn.within_gb if turn else None
         async with self._changed:
-            while True:
+            while turn is None or not (turn.is_lost or turn.is_over):
                 before = self.batch.progress
-                step = self.batch.next_step(lane)
+                step = self.batch.next_step(lane, within_gb)
                 if self.batch.progress != before:
                     # Looking for a step may settle others (a take that was found is used after all, the
                     # budget is reached), and somebody else may be waiting for those.
                     self._changed.notify_all()
                 if step is not None:
+                    if turn is not None:
+                        turn.running += 1
                     return step
                 if self.batch.is_idle(lane):
                     return None
+                if lane is None or turn is None or turn.running:
+                    await self._changed.wait()
+                elif self.batch.queue.peek(lane) or not await self._change(scaled(GRACE_SECONDS)):
+                    return None
+            return None
+
+    async def end_step(self, turn: Turn) -> None:
+        """A lane has one step less in hand. Looks whether the turn is over, where it is time."""
+        if time.monotonic() >= turn.ends and not turn.is_over:
+            turn.is_over = bool(await self.locks.waiting(*turn.wanted))
+        async with self._changed:
+            turn.running -= 1
+            self._changed.notify_all()
+
+    async def peek(self, lane: Lane, seconds: float | None = None) -> Step | None:
+        """Waits until something is ready that ``lane`` could do; None when there will be nothing, or after ``seconds``."""
+        async with self._changed:
+            while not (step := self.batch.queue.peek(lane)):
+                if self.batch.is_idle(lane) or not await self._change(seconds):
+                    return None
+            return step
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Waits until anything happens to the batch, at most ``seconds``."""
+        async with self._changed:
+            await self._change(seconds)
+
+    async def _change(self, seconds: float | None) -> bool:
+        """Waits for a change, at most ``seconds``; whether there was one. The condition is held."""
+        try:
+            async with asyncio.timeout(seconds):
                 await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def on_its_way(self, lane: Lane) -> Iterator[None]:
+        """The lane is going to ask for its place, until it says that it has it or the block ends."""
+        self.coming.add(lane.name)
+        try:
+            yield
+        finally:
+            self.coming.discard(lane.name)
+
+    def is_less_urgent(self, lane: Lane) -> bool:
+        """Whether another engine of the host, on its way to its place, has steps that are waited for, and this has not."""
+        queue = self.batch.queue
+        return not queue.is_urgent(lane) and any(
+            queue.is_urgent(other)
+            for name in self.coming
+            if (other := self._lanes[name]).host.name == lane.host.name
+            and other.engine.name != lane.engine.name
+            and not other.engine.resident
+        )
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[Batch]:
@@ -191,19 +291,27 @@ class Production:
         async with self.changing() as batch:
             batch.commit(step, sidecar)
 
-    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Starts work that no lane waits for; `run` waits for it before it ends."""
+    async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts work that no lane waits for, once there is room for it; `run` waits for it before it ends."""
+        try:
+            await self._room.acquire()
+        except asyncio.CancelledError:
+            work.close()
+            raise
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: self._room.release())
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does ``work`` with this as the current production, and writes the journal meanwhile and at the end."""
         token = _current.set(self)
         journal = asyncio.create_task(self._keep_journal())
         try:
-            await work()
-            await self.settled()
+            async with Locks(limits_of(self.batch.plan.fleet), lost=self._lost) as self.locks:
+                self.memory = GpuMemory(self.locks, self.clients)
+                await work()
+                await self.settled()
         finally:
             journal.cancel()
             for task in self._background:
@@ -212,6 +320,11 @@ class Production:
                 await journal
             await self._write_journal()
             _current.reset(token)
+
+    async def _lost(self) -> None:
+        """A lease is lost: lanes that wait for work look whether it is theirs."""
+        async with self._changed:
+            self._changed.notify_all()
 
     async def settled(self) -> None:
         """Waits for all that was started in the background."""

@@ -199,6 +199,7 @@ class _Publisher:
                     engine=lane.engine.name,
                     steps=batch.meters[lane.name].steps,
                     seconds=round(batch.meters[lane.name].seconds, 3),
+                    **{part: round(seconds, 3) for part, seconds in batch.meters[lane.name].parts().items()},
                 )
                 for lane in lanes
             ],

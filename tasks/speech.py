@@ -9,7 +9,6 @@ from prefect import task
 from callsheet.engines.requests import speech_request
 from callsheet.engines.speech import CosyVoice, write_wav
 from callsheet.plan import SpeechInputs
-from tasks.hosts import engine_name
 from tasks.policy import RETRIED
 from tasks.production import Made, Production
 
@@ -22,7 +21,7 @@ async def synthesize_speech(step_name: str, key: str, lane_name: str) -> Made:
     """
     production = Production.current()
     step, lane = production.step(key), production.lane(lane_name)
-    inputs, client = step.inputs, production.clients[engine_name(lane)]
+    inputs, client = step.inputs, production.clients[lane.engine_name]
     assert isinstance(inputs, SpeechInputs)
     assert isinstance(client, CosyVoice)
     spoken = production.recordings.setdefault(key, {})

@@ -15,7 +15,6 @@ from callsheet.inputs import InputFile
 from callsheet.media.video import last_frame
 from callsheet.plan import PictureInputs, heard_seconds
 from callsheet.workflow import Value
-from tasks.hosts import engine_name
 from tasks.narration import narration
 from tasks.policy import RETRIED
 from tasks.production import Made, Production
@@ -46,7 +45,7 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     """Uploads the inputs, runs the graph, brings the result home."""
     production = Production.current()
     step, lane = production.step(key), production.lane(lane_name)
-    inputs, client = step.inputs, production.clients[engine_name(lane)]
+    inputs, client = step.inputs, production.clients[lane.engine_name]
     assert isinstance(inputs, PictureInputs)
     assert isinstance(client, ComfyUI)
     seed = production.batch.seed_of(step)

@@ -147,7 +147,8 @@ async def test_memory_is_freed_and_the_step_tried_once_more(film_set: Callable[[
     mine.servers[0].fail("oom")
     summary = await mine.shoot([picture(1)])
     assert (summary.done, summary.needs_review) == (1, 0)
-    assert (mine.servers[0].comfy.freed, len(mine.servers[0].runs)) == (1, 2)
+    # Freed for the second try, and again when the lane gives its memory back.
+    assert (mine.servers[0].comfy.freed, len(mine.servers[0].runs)) == (2, 2)
 
 
 async def test_a_black_picture_is_made_again_with_another_seed(film_set: Callable[[int], Set]) -> None:

@@ -166,7 +166,7 @@ async def test_refused_host_is_left_out_and_another_does_its_work(
     mine = studio(gone="http://127.0.0.1:9", here=draft_host)
     summary = await mine.run(LINE, PICTURE)
     assert summary.done == 2
-    assert {lane.host for lane in mine.manifest.lanes} == {"here"}
+    assert {lane.host for lane in mine.manifest.lanes if lane.steps} == {"here"}
 
 
 async def test_without_any_host_every_shot_says_why(studio: Callable[..., Studio]) -> None:

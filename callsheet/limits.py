@@ -1,0 +1,50 @@
+"""The limits that all runs which share a fleet go by: what each is called, and how much it allows.
+
+    limits_of(fleet)       # {"lane:a10-1:lighttts": 4, "vram:a10-1": 12, …}
+
+A lane is a place on an engine: `lane:<host>:<engine>` has as many slots as the engine. The memory that a host's
+engines share by turns is `vram:<host>`, a slot for each GB. How many lanes may be busy at once, whichever they
+are, is the limit of the tag `gpu`. The limits are kept by a Prefect server (`tasks.locks`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from callsheet.fleet import Fleet, Lane
+
+GPU_TAG = "gpu"
+#: What Prefect calls the limit of that tag.
+GPU_LIMIT = f"tag:{GPU_TAG}"
+_LANE = "lane:"
+
+
+def lane_limit(lane: Lane) -> str:
+    """The limit that a lane takes its place from."""
+    return f"{_LANE}{lane.host.name}:{lane.engine.name}"
+
+
+def vram_limit(host: str) -> str:
+    """The limit of a host's GPU memory."""
+    return f"vram:{host}"
+
+
+def waiting_limit(name: str) -> str:
+    """Where those are counted who wait for slots of ``name``."""
+    return f"waiting:{name}"
+
+
+def is_lane_limit(name: str) -> bool:
+    return name.startswith(_LANE)
+
+
+def vram_slots(lane: Lane, vram_gb: float) -> int:
+    """Slots of the host's memory that a model of ``vram_gb`` takes on this lane's engine; 0 where it holds its own."""
+    return 0 if lane.engine.resident else math.ceil(vram_gb)
+
+
+def limits_of(fleet: Fleet) -> dict[str, int]:
+    """Every limit of the fleet's lanes and hosts, by name."""
+    limits = {lane_limit(lane): lane.engine.slots for lane in fleet.lanes()}
+    limits |= {vram_limit(host.name): math.floor(host.free_vram_gb) for host in fleet.hosts}
+    return limits

@@ -1,0 +1,295 @@
+"""Locks that hold between flow runs and machines: slots of Prefect's limits, each under a lease.
+
+    async with Locks(fleet_limits) as locks:
+        async with locks.held("lane:a10-1:comfyui") as lease:
+            ...                      # lease.lost is set where the slot is ours no longer
+        await locks.waiting("lane:a10-1:comfyui")     # how many wait for it, in all runs
+
+A lease is renewed while it is held and ends about a minute after its holder was killed. Prefect's own
+`concurrency()` is not used for three reasons: it polls every 30 s where a slot was held for long, it cannot tell
+who waits (a run that waits for a tag stays Pending on the server), and where its lease is lost it cancels
+what runs instead of letting it end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    VariableCreate,
+    VariableUpdate,
+)
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_run_logger
+
+from callsheet.errors import BadInput, HostLacks
+from callsheet.limits import GPU_LIMIT, GPU_TAG, is_lane_limit, waiting_limit
+from callsheet.timing import scaled
+
+#: How long a lease lasts without being renewed: the least that Prefect allows.
+LEASE_SECONDS = 60.0
+RENEW_SECONDS = 20.0
+#: How often a slot that is taken is asked for again, and how often those who wait are counted.
+POLL_SECONDS = 1.0
+#: Room for everybody who waits.
+_MANY = 100_000
+#: Where it is written down which limit of the tag `gpu` we made; another value there is a person's.
+_OURS = "callsheet_gpu_limit"
+#: What a server that is away for a while answers with.
+_AWAY = (httpx.TransportError, httpx.HTTPStatusError)
+
+
+class Lease:
+    """Slots of a limit that are ours until they are released, or lost."""
+
+    def __init__(self, name: str, slots: int, lease_id: UUID) -> None:
+        self.name, self.slots, self.id = name, slots, lease_id
+        self.since = time.monotonic()
+        self.lost = False
+        self.renewal: asyncio.Task[None] | None = None
+
+
+class Locks:
+    """The limits of a fleet, made where they are missing, and the leases that this run holds of them."""
+
+    def __init__(self, limits: Mapping[str, int], lost: Callable[[], Awaitable[None]] | None = None) -> None:
+        """``lost`` is called when a lease is lost."""
+        self._limits = dict(limits)
+        self._tell = lost
+        self._client: PrefectClient
+        self._stack = AsyncExitStack()
+        self._counting: dict[str, asyncio.Lock] = {}
+        self._counted: dict[str, tuple[float, int]] = {}
+        self._orphans: set[asyncio.Task[None]] = set()
+        run = runtime.flow_run.id
+        self._holder = ConcurrencyLeaseHolder(type="flow_run", id=UUID(str(run))) if run else None
+
+    async def __aenter__(self) -> Self:
+        self._client = await self._stack.enter_async_context(get_client())
+        try:
+            await self._make_all()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._orphans:
+            await asyncio.wait(self._orphans)
+        await self._stack.aclose()
+
+    # Slots ---------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def held(self, name: str, slots: int = 1) -> AsyncIterator[Lease]:
+        """Slots of the limit ``name`` for as long as the block lasts; waits for them, and is counted as waiting."""
+        lease = await self.take(name, slots)
+        try:
+            yield lease
+        finally:
+            await self.release(lease)
+
+    async def take(self, name: str, slots: int = 1) -> Lease:
+        """Waits for slots of the limit ``name``.
+
+        Raises:
+            HostLacks: the limit will never allow so many.
+        """
+        lease = await self._try(name, slots)
+        if lease is None:
+            async with self.announced(name):
+                while lease is None:
+                    await asyncio.sleep(scaled(POLL_SECONDS) * random.uniform(0.7, 1.3))
+                    lease = await self._try(name, slots)
+        return lease
+
+    async def release(self, lease: Lease) -> None:
+        """Gives the slots back; where the server cannot be told, they end with the lease."""
+        if lease.renewal is not None:
+            lease.renewal.cancel()
+        if not lease.lost:
+            lease.lost = True
+            await asyncio.shield(self._kept(self._give_back(lease.id)))
+
+    @asynccontextmanager
+    async def announced(self, name: str) -> AsyncIterator[None]:
+        """Counts this run as one that waits for ``name`` for as long as the block lasts."""
+        queue = waiting_limit(name)
+        self._limits.setdefault(queue, _MANY)
+        lease = await self._try(queue, 1)
+        try:
+            yield
+        finally:
+            if lease is not None:
+                await self.release(lease)
+
+    async def waiting(self, *names: str) -> int:
+        """How many wait for slots of one of ``names``, in all runs; those of a killed one for a minute yet."""
+        return sum([await self._count(name) for name in names])
+
+    async def _count(self, name: str) -> int:
+        """How many wait for ``name``; asked once for all lanes that want to know."""
+        async with self._counting.setdefault(name, asyncio.Lock()):
+            asked, count = self._counted.get(name, (-math.inf, 0))
+            if time.monotonic() - asked > scaled(POLL_SECONDS) / 2:
+                with contextlib.suppress(ObjectNotFound, *_AWAY):
+                    found = await self._client.read_global_concurrency_limit_by_name(waiting_limit(name))
+                    count = found.active_slots
+                self._counted[name] = time.monotonic(), count
+            return count
+
+    async def sit_out(self, *names: str, seconds: float) -> None:
+        """Lets those go first who wait for ``names``: returns when nobody does, or after ``seconds``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    await asyncio.sleep(scaled(POLL_SECONDS))
+                    if not await self.waiting(*names):
+                        return
+
+    async def _try(self, name: str, slots: int) -> Lease | None:
+        """Takes slots where they are free; None where they are not, or the server is away."""
+        request = asyncio.ensure_future(self._increment(name, slots))
+        try:
+            lease_id = await asyncio.shield(request)
+        except asyncio.CancelledError:
+            self._kept(self._give_back_what_comes_of(request))
+            raise
+        if lease_id is None:
+            return None
+        lease = Lease(name, slots, lease_id)
+        lease.renewal = asyncio.create_task(self._renew(lease))
+        return lease
+
+    async def _increment(self, name: str, slots: int) -> UUID | None:
+        try:
+            answer = await self._client.increment_concurrency_slots_with_lease(
+                names=[name],
+                slots=slots,
+                mode="concurrency",
+                lease_duration=LEASE_SECONDS,
+                holder=self._holder,
+            )
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+                raise HostLacks(f"{name}: {slots} are needed, and its limit is less") from None
+            return None
+        except httpx.TransportError:
+            return None
+        given: dict[str, Any] = answer.json()
+        if not given["limits"]:
+            # Somebody deleted it, or nobody waited before: without it there would be no limit, silently.
+            with contextlib.suppress(*_AWAY):
+                await self._make(name, self._limits[name], None)
+            return await self._increment(name, slots)
+        return UUID(given["lease_id"])
+
+    async def _renew(self, lease: Lease) -> None:
+        """Renews a lease until it is released. One that cannot be renewed in time is lost."""
+        renewed = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_SECONDS if time.monotonic() - renewed < RENEW_SECONDS else POLL_SECONDS)
+            try:
+                asked = time.monotonic()
+                await self._client.renew_concurrency_lease(lease.id, LEASE_SECONDS)
+                renewed = asked
+            except (httpx.HTTPError, ObjectNotFound) as error:
+                gone = (
+                    isinstance(error, httpx.HTTPStatusError)
+                    and error.response.status_code == httpx.codes.GONE
+                )
+                if gone or time.monotonic() - renewed > LEASE_SECONDS:
+                    lease.lost = True
+                    get_run_logger().warning("the lease of %s is lost: %s", lease.name, error)
+                    if self._tell is not None:
+                        await self._tell()
+                    return
+
+    async def _give_back(self, lease_id: UUID) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            await self._client.release_concurrency_slots_with_lease(lease_id)
+
+    async def _give_back_what_comes_of(self, request: asyncio.Future[UUID | None]) -> None:
+        """Releases what was granted to somebody who did not wait for it."""
+        with contextlib.suppress(HostLacks):
+            if lease_id := await request:
+                await self._give_back(lease_id)
+
+    def _kept(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._orphans.add(task)
+        task.add_done_callback(self._orphans.discard)
+        return task
+
+    # Limits --------------------------------------------------------------------------------------
+
+    async def _make_all(self) -> None:
+        """Makes and verifies every limit of the fleet, and that of the tag."""
+        there: dict[str, GlobalConcurrencyLimitResponse] = {}
+        while page := await self._client.read_global_concurrency_limits(limit=200, offset=len(there)):
+            there |= {found.name: found for found in page}
+        for name, limit in self._limits.items():
+            await self._make(name, limit, there.get(name))
+        lanes = {name: found.limit for name, found in there.items() if is_lane_limit(name)}
+        lanes |= {name: limit for name, limit in self._limits.items() if is_lane_limit(name)}
+        await self._make_gpu(sum(lanes.values()), there.get(GPU_LIMIT))
+
+    async def _make(self, name: str, limit: int, found: GlobalConcurrencyLimitResponse | None) -> None:
+        """Makes the limit where it is missing, and puts it right. One in use is not raised before it is free."""
+        if found is None:
+            try:
+                await self._client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=name, limit=limit)
+                )
+                return
+            except ObjectAlreadyExists:  # another run was quicker
+                found = await self._client.read_global_concurrency_limit_by_name(name)
+        if limit > found.limit and found.active_slots and name != GPU_LIMIT:
+            get_run_logger().warning(
+                "%s allows %d and is in use; this fleet says %d: it is raised by the next run that finds it free",
+                name, found.limit, limit,
+            )  # fmt: skip
+            limit = found.limit
+        if found.limit != limit or not found.active:
+            await self._client.update_global_concurrency_limit(
+                name, GlobalConcurrencyLimitUpdate(limit=limit, active=True)
+            )
+
+    async def _make_gpu(self, lanes: int, found: GlobalConcurrencyLimitResponse | None) -> None:
+        """Lets the tag allow as many as there are lanes, of all fleets, but for a limit that a person set."""
+        ours = await self._client.read_variable_by_name(_OURS)
+        if found is not None and (ours is None or found.limit != ours.value):
+            if not found.limit:
+                raise BadInput(
+                    f'the limit of the tag "{GPU_TAG}" is 0, so no lane may work; expected 1 or more'
+                )
+            if found.limit < lanes:
+                get_run_logger().info(
+                    'at most %d of %d lanes are busy at once: so says the limit of the tag "%s"',
+                    found.limit, lanes, GPU_TAG,
+                )  # fmt: skip
+            lanes = found.limit
+        elif ours is None:
+            with contextlib.suppress(ObjectAlreadyExists):
+                await self._client.create_variable(VariableCreate(name=_OURS, value=lanes))
+        elif ours.value != lanes:
+            await self._client.update_variable(VariableUpdate(name=_OURS, value=lanes))
+        await self._make(GPU_LIMIT, lanes, found)
