@@ -1,5 +1,9 @@
 """The process of our own Prefect server; `flows.server` starts it and it ends with its parent.
 
+    python -m flows.server_process [PORT]
+
+It says where it listens in a line of JSON; without a port it takes a free one.
+
 Prefect reads its settings when it is imported, so they are put into the environment first.
 """
 
@@ -8,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import sys
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,10 +44,10 @@ def _asked_again_soon(app: ASGIApp) -> ASGIApp:
 
 
 def main() -> None:
-    """Serves the API, the services and the UI on a free port of 127.0.0.1."""
+    """Serves the API, the services and the UI on 127.0.0.1."""
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
-    listener = listen()
+    listener = listen(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
     os.environ.pop("PREFECT_API_URL", None)
     os.environ.update(
         PREFECT_HOME=str(folder),

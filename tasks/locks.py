@@ -206,7 +206,8 @@ class Locks:
         """Renews a lease until it is released. One that cannot be renewed in time is lost."""
         renewed = time.monotonic()
         while True:
-            await asyncio.sleep(RENEW_SECONDS if time.monotonic() - renewed < RENEW_SECONDS else POLL_SECONDS)
+            missed = time.monotonic() - renewed > RENEW_SECONDS + POLL_SECONDS
+            await asyncio.sleep(POLL_SECONDS if missed else min(RENEW_SECONDS, scaled(RENEW_SECONDS)))
             try:
                 asked = time.monotonic()
                 await self._client.renew_concurrency_lease(lease.id, LEASE_SECONDS)

@@ -66,14 +66,19 @@ def draft_host() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the test session's Prefect server keeps its files."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_home: Path) -> Iterator[str]:
     """A full Prefect server, the one that `callsheet run` brings; flows of the test session run against it."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.server import deliver_what_is_queued
 
-    home = str(tmp_path_factory.mktemp("prefect"))
-    for url in started("flows.server_process", env={"CALLSHEET_HOME": home}):
+    for url in started("flows.server_process", env={"CALLSHEET_HOME": str(prefect_home)}):
         with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
             yield url
             asyncio.run(deliver_what_is_queued())

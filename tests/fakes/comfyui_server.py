@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,11 +44,12 @@ RouteFault = Literal["placeholder", "401", "413", "502"]
 
 @dataclass
 class Run:
-    """A prompt that the worker took up, and the fault it met."""
+    """A prompt that the worker took up, the fault it met, and when it began, by `time.monotonic`."""
 
     prompt_id: str
     prefix: str
     fault: Fault | None
+    began: float = field(default_factory=time.monotonic)
 
 
 class FaultyComfyUI(ComfyUI):

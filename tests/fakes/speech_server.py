@@ -17,10 +17,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import socket
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,12 +49,14 @@ _MARK_BITS = 32
 
 @dataclass
 class Spoken:
-    """A request that came in, and the fault it met."""
+    """A request that came in, the fault it met, and when it began and was over, by `time.monotonic`."""
 
     path: str
     fields: dict[str, str]
     prompt_bytes: int
     fault: Fault | None = None
+    began: float = field(default_factory=time.monotonic)
+    ended: float = math.inf
 
     @property
     def text(self) -> str:
@@ -123,6 +127,7 @@ class SpeechServer(BackgroundServer):
             return await self._speak(request, writer) and goes_on
         finally:
             self.in_flight -= 1
+            request.ended = time.monotonic()
 
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> None:
         answers = {
