@@ -10,11 +10,12 @@ of it (`add_attempt`, `fail`). Files are written by the caller; this module says
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from callsheet.errors import BadOutput, Budget, policy_of
+from callsheet.errors import BadOutput, Budget, Transient, policy_of
 from callsheet.fleet import Lane
 from callsheet.meter import LaneMeter
 from callsheet.plan import (
@@ -59,6 +60,7 @@ class Batch:
         for step in self.plan.steps.values():
             self._reuse(step)
         self._promised: dict[str, float] = {}
+        self._lost = Counter[str]()
         self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
 
     def next_step(self, lane: Lane | None, within_gb: float | None = None) -> Step | None:
@@ -126,6 +128,11 @@ class Batch:
             self.queue.give_up(step, BadOutput(attempt.error or "no attempt could be used"))
             return None
         return self._sidecar(step, best_of(attempts), needs_review=True)
+
+    def again(self, step: Step) -> bool:
+        """What was made of a step is lost before it could be looked at: puts the step back, a few times."""
+        self._lost[step.key] += 1
+        return self._lost[step.key] <= policy_of(Transient()).retries_here and self.queue.requeue(step)
 
     def commit(self, step: Step, sidecar: Sidecar) -> None:
         """The sidecar is written: the take is there, and what waited for it may go on."""

@@ -11,8 +11,9 @@ import soundfile
 from prefect import task
 from prefect.logging import get_run_logger
 
+from callsheet.engines.comfyui_answers import Lost
 from callsheet.engines.speech import CosyVoice
-from callsheet.errors import HostFault, reason_of
+from callsheet.errors import HostFault, Transient, reason_of
 from callsheet.fleet import Lane
 from callsheet.media.audio import read_sound
 from callsheet.media.narration import check_pieces, narration_seconds
@@ -22,6 +23,7 @@ from callsheet.plan import PictureInputs, SpeechInputs, Step, heard_seconds
 from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece, sidecar_path
 from tasks.policy import UNCACHED
 from tasks.production import Made, Production
+from tasks.visuals import fetch_result
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ async def check_take(
 async def keep_attempt(
     production: Production, step: Step, lane: Lane, made: Made, seconds: float, cost: float
 ) -> None:
-    """Checks what was made, keeps it in the store, and settles whether it is the take."""
+    """Fetches what was made, checks it, keeps it in the store, and settles whether it is the take."""
     try:
+        if made.output is not None:
+            await fetch_result(step.name, lane.name, made.output, made.prompt_id, str(made.path))
         await _refuse_twins(production, step, lane, made)
         async with production.bench:
             attempt = await _attempt(production, step, lane, made, seconds, cost)
@@ -68,7 +72,12 @@ async def keep_attempt(
         async with production.changing() as batch:
             sidecar = batch.add_attempt(step, attempt)
         await _commit(production, step, sidecar)
-    except HostFault as fault:
+    except Lost as fault:
+        async with production.changing() as batch:
+            made_again = batch.again(step)
+        if not made_again:
+            await settle_failure(production, step, lane, fault)
+    except (HostFault, Transient) as fault:
         production.forget(step.key)
         await settle_failure(production, step, lane, fault)
     except Exception as error:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from callsheet.batch import Batch
+from callsheet.engines.comfyui_answers import Output
 from callsheet.engines.speech import Recording
 from callsheet.errors import HostFault, StoreFault
 from callsheet.fleet import Lane
@@ -67,7 +68,11 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 class Made:
     """What an engine made: a file in the scratch folder, or None and the error; and the seed it used.
 
-    ``windows`` is how far the graph of an avatar was grown; ``recordings`` are the pieces of a narration.
+    Attributes:
+        output: where the file still lies on the host; it is fetched beside the lane.
+        prompt_id: the prompt that made it.
+        windows: how far the graph of an avatar was grown.
+        recordings: the pieces of a narration.
     """
 
     path: Path | None
@@ -75,6 +80,8 @@ class Made:
     windows: int = 1
     error: str | None = None
     recordings: tuple[Recording, ...] = ()
+    output: Output | None = None
+    prompt_id: str = ""
 
 
 @dataclass

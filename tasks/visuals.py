@@ -10,13 +10,14 @@ from pathlib import Path
 from prefect import task
 
 from callsheet.engines.comfyui import ComfyUI
+from callsheet.engines.comfyui_answers import Output
 from callsheet.errors import CallsheetError, OutOfMemory
 from callsheet.inputs import InputFile
 from callsheet.media.video import last_frame
 from callsheet.plan import PictureInputs, heard_seconds
 from callsheet.workflow import Value
 from tasks.narration import narration
-from tasks.policy import RETRIED
+from tasks.policy import RETRIED, UNCACHED
 from tasks.production import Made, Production
 
 #: Folder of a host's inputs and outputs that is ours.
@@ -42,7 +43,7 @@ async def generate_avatar(step_name: str, key: str, lane_name: str) -> Made:
 
 
 async def _generate(key: str, lane_name: str, suffix: str) -> Made:
-    """Uploads the inputs, runs the graph, brings the result home."""
+    """Uploads the inputs and runs the graph. The result is still on the host then."""
     production = Production.current()
     step, lane = production.step(key), production.lane(lane_name)
     inputs, client = step.inputs, production.clients[lane.engine_name]
@@ -74,8 +75,16 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
             await client.free()
         raise
     target = production.scratch_file(step, Path(output.filename).suffix.lower() or suffix)
-    await client.download(output, target, prompt_id)
-    return Made(target, seed, windows)
+    return Made(target, seed, windows, output=output, prompt_id=prompt_id)
+
+
+@task(name="fetch_result", task_run_name="fetch {step_name}", **UNCACHED)
+async def fetch_result(step_name: str, lane_name: str, output: Output, prompt_id: str, target: str) -> None:
+    """Brings a picture home from its host, beside the lane. The client begins a download anew that breaks."""
+    production = Production.current()
+    client = production.clients[production.lane(lane_name).engine_name]
+    assert isinstance(client, ComfyUI)
+    await client.download(output, Path(target), prompt_id)
 
 
 async def _image(production: Production, inputs: PictureInputs) -> Path:

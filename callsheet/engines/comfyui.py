@@ -272,15 +272,18 @@ class ComfyUI:
     async def download(self, output: Output, target: Path, prompt_id: str = "") -> None:
         """Brings a result home: under a temporary name, and whole.
 
-        A download that breaks is begun again, a few times: the prompt was paid for, the bytes are not. Where
-        the file is gone, ``prompt_id`` is not found again.
+        A download that breaks is begun again, a few times: the prompt was paid for, the bytes are not.
+
+        Raises:
+            Lost: the file is gone; ``prompt_id`` is not found again.
+            Transient: it broke each time.
         """
         for pause in DOWNLOAD_PAUSES:
             try:
                 return await self._download(output, target, prompt_id)
+            except Lost:
+                raise
             except Transient:
-                if prompt_id in self._spoilt:
-                    raise
                 await asyncio.sleep(scaled(pause))
         await self._download(output, target, prompt_id)
 
@@ -435,7 +438,7 @@ class ComfyUI:
             async with self._http.stream("GET", "/view", params=where, timeout=waiting(60)) as answer:
                 if answer.status_code == httpx.codes.NOT_FOUND:
                     self._spoilt.add(prompt_id)
-                    raise Transient(f"{self.name}: the result {output.filename} is not on the host any more")
+                    raise Lost(f"{self.name}: the result {output.filename} is not on the host any more")
                 await refuse(self.name, answer)
                 with part.open("wb") as file:
                     async for chunk in answer.aiter_bytes():

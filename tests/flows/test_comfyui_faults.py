@@ -151,6 +151,15 @@ async def test_memory_is_freed_and_the_step_tried_once_more(film_set: Callable[[
     assert (mine.servers[0].comfy.freed, len(mine.servers[0].runs)) == (2, 2)
 
 
+async def test_a_result_that_is_gone_from_the_host_is_made_again(film_set: Callable[[int], Set]) -> None:
+    mine = film_set(1)
+    mine.servers[0].fail("no_file")
+    summary = await mine.shoot([picture(1)])
+    assert (summary.done, summary.needs_review, len(mine.servers[0].runs)) == (1, 0, 2)
+    (sidecar,) = mine.sidecars()
+    assert [attempt.n for attempt in sidecar.attempts] == [0], "there was nothing to look at the first time"
+
+
 async def test_a_black_picture_is_made_again_with_another_seed(film_set: Callable[[int], Set]) -> None:
     mine = film_set(1)
     mine.servers[0].fail("black")

@@ -186,6 +186,18 @@ async def test_cut_download_of_a_picture_costs_no_second_prompt(
     assert (proxy.count("/prompt", "POST"), proxy.count("/view")) == (1, 2)
 
 
+async def test_a_result_that_is_slow_to_come_home_does_not_hold_the_lane(
+    studio: Callable[..., Studio], proxy: FaultyProxy
+) -> None:
+    mine = studio(host=proxy.url)
+    proxy.fail("/view", "hang")
+    assert (await mine.run(PICTURE, PICTURE | {"shot_id": "q", "prompt": "another"})).done == 2
+    asked = [line.split()[1].partition("?")[0] for line in proxy.requests]
+    prompts = [at for at, path in enumerate(asked) if path == "/prompt"]
+    views = [at for at, path in enumerate(asked) if path == "/view"]
+    assert prompts[1] < views[1], "the second prompt was there before the first result"
+
+
 async def test_silent_take_is_made_again(studio: Callable[..., Studio], proxy: FaultyProxy) -> None:
     mine = studio(host=proxy.url)
     proxy.fail("/inference_zero_shot", "silence", after=CANARY)
