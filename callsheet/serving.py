@@ -24,8 +24,16 @@ _GRACE_SECONDS = 3.0
 
 
 def listen(port: int = 0) -> socket.socket:
-    """A socket on 127.0.0.1; port 0 takes a free one."""
-    return socket.create_server(("127.0.0.1", port))
+    """A socket on 127.0.0.1; port 0 takes a free one.
+
+    It is named TCP, which `socket.create_server` leaves out: asyncio turns Nagle's algorithm off on connections of
+    such sockets alone, and with it every answer comes 40 ms late.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
+    return listener
 
 
 def url_of(listener: socket.socket) -> str:

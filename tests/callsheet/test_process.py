@@ -1,4 +1,6 @@
+import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from callsheet.errors import BadInput, HostFault
 from callsheet.process import served_by
 from callsheet.scratch import scratch_folder, sweep
+from callsheet.serving import listen
 from callsheet.timing import scaled
 
 
@@ -73,3 +76,18 @@ def test_time_scale_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, settin
     monkeypatch.setenv("CALLSHEET_TIME_SCALE", setting)
     with pytest.raises(BadInput, match="CALLSHEET_TIME_SCALE"):
         scaled(1)
+
+
+async def test_answers_are_not_held_back_by_nagle() -> None:
+    """With an unnamed protocol asyncio leaves Nagle's algorithm on, and each answer took 40 ms longer."""
+    off: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        off.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = listen()
+    async with await asyncio.start_server(connected, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await off
+        writer.close()

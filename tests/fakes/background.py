@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from typing import Self
+
+from callsheet.serving import listen, url_of
 
 
 class BackgroundServer:
     """Listens on a free port of 127.0.0.1; each connection is `_connected`'s."""
 
     def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._socket = listen()
+        self.url = url_of(self._socket)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
