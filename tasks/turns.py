@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
+from functools import partial
 
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.logging import get_run_logger
@@ -106,14 +108,14 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
     production.turns[lane.name] = turn
     work = asyncio.create_task(gpu_lane(lane.name))
     begun = asyncio.create_task(turn.begun.wait())
+    first = partial(asyncio.wait, {work, begun}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        with production.batch.meter(lane).waiting():
-            await asyncio.wait(
-                {work, begun}, timeout=scaled(PATIENCE_SECONDS), return_when=asyncio.FIRST_COMPLETED
-            )
-            if not turn.begun.is_set() and not work.done():
-                async with production.locks.announced(GPU_LIMIT):
-                    await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
+        async with AsyncExitStack() as announced:
+            with production.batch.meter(lane).waiting():
+                await first(timeout=scaled(PATIENCE_SECONDS))
+                if not (begun.done() or work.done()):
+                    await announced.enter_async_context(production.locks.announced(GPU_LIMIT))
+                    await first()
         await work
     except ConcurrencySlotAcquisitionError as error:
         get_run_logger().warning("%s: no slot of the tag gpu: %s", lane.name, reason_of(error))

@@ -128,7 +128,7 @@ async def test_engines_that_do_not_fit_together_work_by_turns_and_never_at_once(
     assert changes([me for me, _ in order]) >= 2, "neither was starved until the other was done"
     for lane in lanes_of(tmp_path, "b"):
         spent = lane.busy + lane.swapping + lane.waiting_for_vram + lane.waiting + lane.idle
-        assert spent == pytest.approx(lane.rented, abs=0.01)
+        assert spent == pytest.approx(lane.rented, abs=0.1)
     waited = {lane.engine: lane.waiting_for_vram for lane in lanes_of(tmp_path, "b")}
     assert waited["cosyvoice"] > 0.2
 
