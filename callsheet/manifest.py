@@ -73,15 +73,10 @@ class ManifestProgramme(BaseModel):
     failed: ShotFailure | None = None
 
 
-class ManifestLane(BaseModel):
-    """What one lane did in the run that wrote the manifest, and what its time went into, in seconds."""
+class LaneTime(BaseModel):
+    """What the time of lanes went into, in seconds of lanes (`callsheet.meter`)."""
 
-    lane: str
-    host: str
-    engine: str
-    steps: int
-    seconds: float = Field(description="of its engine, loading models included")
-    rented: float = Field(default=0.0, description="from when the lane could work until it was given back")
+    rented: float = Field(default=0.0, description="from when a lane could work until it was given back")
     busy: float = Field(default=0.0, description="of the engine, less what the loading of models took")
     swapping: float = Field(default=0.0, description="loading models, by how much longer first steps took")
     waiting_for_vram: float = Field(default=0.0, description="while another engine had the host's memory")
@@ -89,6 +84,35 @@ class ManifestLane(BaseModel):
         default=0.0, description="while another run had the lane, or lanes the tag's slots"
     )
     idle: float = Field(default=0.0, description="there was nothing to do")
+
+    @classmethod
+    def sum_of(cls, times: Iterable[LaneTime]) -> dict[str, float]:
+        """Sums, by part."""
+        rows = list(times)
+        return {part: round(sum(getattr(row, part) for row in rows), 3) for part in LaneTime.model_fields}
+
+
+class ManifestLane(LaneTime):
+    """What one lane did in the run that wrote the manifest."""
+
+    lane: str
+    host: str
+    engine: str
+    steps: int
+    seconds: float = Field(description="of its engine, loading models included")
+
+
+class ManifestHost(LaneTime):
+    """What the lanes of a host did, in sum."""
+
+    host: str
+
+    @classmethod
+    def of(cls, lanes: Iterable[ManifestLane]) -> list[ManifestHost]:
+        by_host: dict[str, list[ManifestLane]] = {}
+        for lane in lanes:
+            by_host.setdefault(lane.host, []).append(lane)
+        return [cls(host=host, **LaneTime.sum_of(mine)) for host, mine in by_host.items()]
 
 
 class Totals(BaseModel):
@@ -104,6 +128,7 @@ class Totals(BaseModel):
     media_seconds: float
     cost: float
     spent: float
+    lanes: LaneTime = Field(default_factory=LaneTime, description="of all lanes of this run")
 
 
 class Manifest(BaseModel):
@@ -118,6 +143,7 @@ class Manifest(BaseModel):
     shots: list[ManifestShot]
     programmes: list[ManifestProgramme]
     lanes: list[ManifestLane]
+    hosts: list[ManifestHost] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
     @property

@@ -306,6 +306,8 @@ class Plan:
         self.steps: dict[str, Step] = {}
         self.shots: dict[str, ShotPlan] = {}
         self.programmes: dict[str, str] = {}
+        #: The shots of each programme, in the order of the script.
+        self.titles: dict[str, list[ShotPlan]] = {}
         self._users: dict[str, set[str]] = {}  # take key to the shots that need it
 
     def fit_to_narration(self, shot_id: str, seconds: float) -> tuple[list[Step], list[str]]:
@@ -352,8 +354,11 @@ class Plan:
             self._add_pictures(shot_plan)
         for shot_plan in self.shots.values():
             self._add_clip(shot_plan)
-        for title in dict.fromkeys(shot.title for shot in self.script.shots if shot.title):
-            self._add_programme(title)
+        for shot in self.script.shots:
+            if shot.title:
+                self.titles.setdefault(shot.title, []).append(self.shots[shot.shot_id])
+        for title, shots in self.titles.items():
+            self._add_programme(title, shots)
 
     def _add(self, step: Step, *shots: Shot) -> str:
         """Plans a step for these shots; one that is planned already is shared."""
@@ -481,8 +486,7 @@ class Plan:
         step = _local_step("clip", f"{shot.shot_id} clip", inputs, _clip_needs(shot_plan))
         shot_plan.clip = self._add(step, shot)
 
-    def _add_programme(self, title: str) -> None:
-        shots = [plan for plan in self.shots.values() if plan.shot.title == title]
+    def _add_programme(self, title: str, shots: list[ShotPlan]) -> None:
         clips = tuple(plan.clip for plan in shots)
         inputs = ProgrammeInputs(title, clips, shots[0].canvas)
         step = _local_step("programme", f"{title} programme", inputs, clips)

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 from prefect import task
+from prefect.artifacts import acreate_table_artifact
 from prefect.logging import get_run_logger
 from pydantic import ValidationError
 
 from callsheet.batch import Batch
+from callsheet.fleet import Lane
 from callsheet.manifest import (
+    LaneTime,
     Manifest,
+    ManifestHost,
     ManifestLane,
     ManifestProgramme,
     ManifestShot,
@@ -29,6 +35,7 @@ from callsheet.manifest import (
 from callsheet.media.captions import Cue, make_cues, write_captions
 from callsheet.media.narration import spoken_windows
 from callsheet.media.video import poster
+from callsheet.meter import LaneMeter
 from callsheet.plan import ShotPlan
 from callsheet.report.page import report_files
 from callsheet.store import Store
@@ -43,6 +50,7 @@ async def publish_batch(batch_name: str, started: str) -> Manifest:
     production = Production.current()
     publisher = _Publisher(production, started)
     manifest = await publisher.publish()
+    await _show_lanes(manifest)
     get_run_logger().info(
         "%s: %d of %d shots published", batch_name, manifest.totals.done, manifest.totals.shots
     )
@@ -58,6 +66,7 @@ class _Publisher:
         self.store: Store = production.store
         self.started = started
         self.names = deliverable_names(self.batch.plan)
+        self.failures = self.batch.failures
         self.cues: dict[str, list[Cue]] = {}
         self.before = _previous(self.store, self.batch.name)
         self.published = dict(_published(self.before)) if self.before else {}
@@ -87,7 +96,7 @@ class _Publisher:
         entry.cost = sum(sidecar.cost for sidecar in made)
         entry.needs_review = any(sidecar.needs_review for sidecar in made)
         if not self.batch.is_done(shot):
-            failure = self.batch.failures.get(shot_id)
+            failure = self.failures.get(shot_id)
             entry.failed = ShotFailure.of(failure) if failure else None
             return entry
         clip = self.batch.takes[shot.clip]
@@ -109,10 +118,9 @@ class _Publisher:
         loudness, peak = figures.get("loudness_lufs"), figures.get("true_peak_dbtp")
         cues: list[Cue] = []
         at = 0.0
-        for shot in self.batch.plan.shots.values():
-            if shot.shot.title == title:
-                cues += [cue.shifted(at) for cue in self._shot_cues(shot)]
-                at += self.batch.takes[shot.clip].take.length
+        for shot in self.batch.plan.titles[title]:
+            cues += [cue.shifted(at) for cue in self._shot_cues(shot)]
+            at += self.batch.takes[shot.clip].take.length
         self.cues[f"programme:{title}"] = cues
         return ManifestProgramme(
             title=title,
@@ -170,7 +178,7 @@ class _Publisher:
     def _manifest(self, shots: list[ManifestShot], programmes: list[ManifestProgramme]) -> Manifest:
         batch, script = self.batch, self.batch.plan.script
         done = [shot for shot in shots if shot.state == "done"]
-        lanes = [batch.queue.lanes[name] for name in batch.meters]
+        lanes = [_lane(batch.queue.lanes[name], meter) for name, meter in batch.meters.items()]
         totals = Totals(
             shots=len(shots),
             done=len(done),
@@ -182,6 +190,7 @@ class _Publisher:
             media_seconds=round(sum(shot.seconds for shot in done), 3),
             cost=sum(sidecar.cost for key, sidecar in batch.takes.items() if key in batch.plan.steps),
             spent=batch.spent,
+            lanes=LaneTime(**LaneTime.sum_of(lanes)),
         )
         return Manifest(
             batch=batch.name,
@@ -192,19 +201,42 @@ class _Publisher:
             totals=totals,
             shots=shots,
             programmes=programmes,
-            lanes=[
-                ManifestLane(
-                    lane=lane.name,
-                    host=lane.host.name,
-                    engine=lane.engine.name,
-                    steps=batch.meters[lane.name].steps,
-                    seconds=round(batch.meters[lane.name].seconds, 3),
-                    **{part: round(seconds, 3) for part, seconds in batch.meters[lane.name].parts().items()},
-                )
-                for lane in lanes
-            ],
+            lanes=lanes,
+            hosts=ManifestHost.of(lanes),
             notes=list(script.notes),
         )
+
+
+def _lane(lane: Lane, meter: LaneMeter) -> ManifestLane:
+    return ManifestLane(
+        lane=lane.name,
+        host=lane.host.name,
+        engine=lane.engine.name,
+        steps=meter.steps,
+        seconds=round(meter.seconds, 3),
+        **{part: round(seconds, 3) for part, seconds in meter.parts().items()},
+    )
+
+
+async def _show_lanes(manifest: Manifest) -> None:
+    """A table of the run in Prefect's UI: what the time of its lanes went into."""
+    if not manifest.lanes:
+        return
+    rows: list[dict[str, Any]] = [
+        {"lane": lane.lane, "steps": lane.steps, **lane.model_dump(include=set(LaneTime.model_fields))}
+        for lane in manifest.lanes
+    ]
+    rows.append(
+        {
+            "lane": "all",
+            "steps": sum(lane.steps for lane in manifest.lanes),
+            **manifest.totals.lanes.model_dump(),
+        }
+    )
+    slug = re.sub("[^a-z0-9]+", "-", manifest.batch.lower()).strip("-")
+    await acreate_table_artifact(
+        key=f"lanes-{slug}".strip("-"), table=rows, description=f"Lanes of {manifest.batch}, in seconds"
+    )
 
 
 def now() -> str:

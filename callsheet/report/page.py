@@ -53,6 +53,8 @@ class _Page:
         self, manifest: Manifest, plan: Plan, takes: Mapping[str, Sidecar], cues: Mapping[str, list[Cue]]
     ) -> None:
         self.manifest, self.plan, self.takes, self.cues = manifest, plan, takes, cues
+        #: The first picture of each programme.
+        self.posters = {shot.title: shot.poster for shot in reversed(manifest.shots) if shot.poster}
 
     def data(self) -> dict[str, Any]:
         manifest = self.manifest
@@ -65,6 +67,7 @@ class _Page:
             "programmes": [self._programme(programme) for programme in manifest.programmes],
             "shots": [self._shot(shot) for shot in manifest.shots],
             "lanes": [lane.model_dump() for lane in manifest.lanes],
+            "hosts": [host.model_dump() for host in manifest.hosts],
             "notes": manifest.notes,
         }
 
@@ -73,14 +76,7 @@ class _Page:
             **programme.model_dump(exclude={"file", "captions", "checks"}),
             "file": self._link(programme.file),
             "captions": {kind: self._link(path) for kind, path in programme.captions.items()},
-            "poster": next(
-                (
-                    self._link(s.poster)
-                    for s in self.manifest.shots
-                    if s.title == programme.title and s.poster
-                ),
-                None,
-            ),
+            "poster": self._link(self.posters.get(programme.title)),
             "cues": self._cues(f"programme:{programme.title}"),
             "checks": [_check_row(check) for check in programme.checks],
         }

@@ -115,6 +115,8 @@ def clean(text: str, language: str) -> str:
 
     Line breaks become blanks; in languages written without blanks they vanish.
     """
+    if text.isascii() and text.isprintable():
+        return re.sub(r"  +", " ", text).strip()
     text = unicodedata.normalize("NFC", text)
     text = "".join(c if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf") else "" for c in text)
     if is_wide_language(language) and primary(language) != "ko":

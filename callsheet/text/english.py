@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from callsheet.text.fragments import SETTLED, Fragment, joined, replace_in
+from callsheet.text.fragments import SETTLED, Fragment, joined, outline, replace_in
 from callsheet.text.numerals import cardinal as _cardinal
 from callsheet.text.numerals import digits, ordinal, year
 
@@ -84,8 +84,12 @@ _SYMBOLS = {"&": "and", "+": "plus", "=": "equals", "%": "percent", "§": "secti
 def spell(text: str, *, british: bool = False) -> str:
     """The text in words. ``british`` reads 12/03 as the twelfth of March, and says the day before the month."""
     fragments = [Fragment(text.replace("’", "'").replace(SETTLED, ""))]
-    for pattern, said in _rules(british=british):
-        fragments = replace_in(fragments, pattern, said)
+    whole = outline(fragments)
+    plain = not any(character.isnumeric() for character in whole)
+    for pattern, said, needs_number in _rules(british=british):
+        if not (plain and needs_number) and pattern.search(whole):
+            fragments = replace_in(fragments, pattern, said)
+            whole = outline(fragments)
     return re.sub(r"  +", " ", joined(fragments))
 
 
@@ -93,22 +97,23 @@ _Said = Callable[[re.Match[str]], str]
 
 
 @lru_cache(maxsize=2)
-def _rules(*, british: bool) -> tuple[tuple[re.Pattern[str], _Said], ...]:
-    rules = [
+def _rules(*, british: bool) -> tuple[tuple[re.Pattern[str], _Said, bool], ...]:
+    """What each rule looks for, how that is said, and whether there is a number in whatever it finds."""
+    marks = [
         (r"\[[a-z_]+\]|</?[a-z]+>", lambda m: m[0]),  # the engine's own marks: [breath], <strong>
         (r"~(?=[\w$€£¥])", lambda m: "about "),
         *_ADDRESSES,
         (r"(?<=[A-Za-z\d])_+(?=[A-Za-z\d])", lambda m: " "),
-        *_dates(british),
-        *_TIMES,
-        *_TELEPHONES,
-        *_MONEY,
-        *_NAMES,
-        *_QUANTITIES,
-        *_NUMBERS,
-        *_SIGNS,
     ]
-    return tuple((re.compile(pattern), said) for pattern, said in rules)
+    numbers = [*_dates(british), *_TIMES, *_TELEPHONES, *_MONEY]
+    groups = (
+        (marks, False),
+        (numbers, True),
+        (_NAMES, False),
+        (_QUANTITIES + _NUMBERS, True),
+        (_SIGNS, False),
+    )
+    return tuple((re.compile(pattern), said, needs) for rules, needs in groups for pattern, said in rules)
 
 
 def _number(text: str) -> str:

@@ -34,7 +34,7 @@ def replace_in(
     The pattern sees the whole text, each settled fragment as one letter (`SETTLED`), so that what stands
     beside a word that was put in is not taken for the beginning of the text.
     """
-    whole = "".join(SETTLED if fragment.fixed else fragment.text for fragment in fragments)
+    whole = outline(fragments)
     settled = iter([fragment for fragment in fragments if fragment.fixed])
     result: list[Fragment] = []
 
@@ -52,6 +52,11 @@ def replace_in(
         at = match.end()
     keep(whole[at:])
     return result
+
+
+def outline(fragments: Sequence[Fragment]) -> str:
+    """The text as patterns see it: each settled fragment is one letter."""
+    return "".join([SETTLED if fragment.fixed else fragment.text for fragment in fragments])
 
 
 def joined(fragments: Sequence[Fragment]) -> str:
