@@ -154,7 +154,7 @@ def mapped(times: list[float]) -> dict[str, float]:
     def run() -> None:
         step.map(range(len(times))).wait()
 
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:  # which starts the in-process server, where it is that
         client.create_concurrency_limit("gpu", LANES)
     began, cpu = time.perf_counter(), time.process_time()
     run()
@@ -210,6 +210,8 @@ async def ours(times: list[float], folder: Path) -> dict[str, float]:
                 f"{len(made)} of {len(times)} takes are well: {batch.made[0].attempts[0].faults}"
             )
 
+    async with get_client() as client:
+        await client.hello()  # which starts the in-process server, where it is that
     began, cpu = time.perf_counter(), time.process_time()
     await run()
     return engines.figures(time.perf_counter() - began, time.process_time() - cpu)

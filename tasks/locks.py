@@ -74,6 +74,7 @@ class Locks:
         self._tell = lost
         self._client: PrefectClient
         self._stack = AsyncExitStack()
+        self._writing = asyncio.Lock()
         self._counting: dict[str, asyncio.Lock] = {}
         self._counted: dict[str, tuple[float, int]] = {}
         self._orphans: set[asyncio.Task[None]] = set()
@@ -226,7 +227,8 @@ class Locks:
 
     async def _give_back(self, lease_id: UUID) -> None:
         with contextlib.suppress(httpx.HTTPError):
-            await self._client.release_concurrency_slots_with_lease(lease_id)
+            async with self._writing:
+                await self._client.release_concurrency_slots_with_lease(lease_id)
 
     async def _give_back_what_comes_of(self, request: asyncio.Future[UUID | None]) -> None:
         """Releases what was granted to somebody who did not wait for it."""
