@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from callsheet.engines.instructions import SpeechMode
-from callsheet.errors import BadInput
+from callsheet.errors import BadInput, HostLacks
 from callsheet.fleet import DEFAULT_STYLE, Engine, Fleet, Lane, StepKind
 from callsheet.inputs import InputFile
 from callsheet.script import SHOT_IMAGE, Script, Shot
@@ -360,6 +360,28 @@ class Plan:
         for title, shots in self.titles.items():
             self._add_programme(title, shots)
 
+    def _check_memory(self) -> None:
+        """Raises HostLacks where a model needs more memory than any of its engine's hosts has to share."""
+        lanes = list(self.fleet.lanes())
+        fits = {
+            demand: any(demand.suits(lane) for lane in lanes)
+            for demand in {step.demand for step in self.steps.values() if step.engine != ASSEMBLY}
+        }
+        small = [step for step in self.steps.values() if not fits.get(step.demand, True)]
+        if not small:
+            return
+        hosts = {lane.host.name: lane.host for lane in lanes if lane.engine.kind == small[0].engine}
+        have = ", ".join(
+            f"{host.name} has {host.free_vram_gb:g} of {host.vram_gb:g} GB to share"
+            for host in hosts.values()
+        )
+        shots = list(dict.fromkeys(step.name.split()[0] for step in small))
+        more = f" and {len(shots) - 5} more" if len(shots) > 5 else ""
+        raise HostLacks(
+            f"{small[0].signature} needs {small[0].vram_gb:g} GB of GPU memory: {have}. "
+            f"Asked for by {', '.join(shots[:5])}{more}"
+        )
+
     def _add(self, step: Step, *shots: Shot) -> str:
         """Plans a step for these shots; one that is planned already is shared."""
         self.steps.setdefault(step.key, step)
@@ -500,9 +522,14 @@ class Plan:
 
 
 def make_plan(script: Script, fleet: Fleet, workflows: Mapping[str, Workflow]) -> Plan:
-    """The plan of a script that has been read, which means that it is valid as a whole."""
+    """The plan of a script that has been read, which means that it is valid as a whole.
+
+    Raises:
+        HostLacks: a model fits on no host of the fleet, with the shots that ask for it.
+    """
     plan = Plan(script, fleet, workflows)
     plan._build()
+    plan._check_memory()
     return plan
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from callsheet.errors import HostLacks
 from callsheet.fleet import Fleet, read_fleet
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import PictureInputs, Plan, SpeechInputs, clip_seconds, frames_for
@@ -251,3 +252,20 @@ def test_the_style_of_a_server_is_part_of_the_key_and_of_who_may_speak(
     assert one.shots["a"].speech != other.shots["a"].speech
     step = other.steps[str(other.shots["a"].speech)]
     assert [step.runs_on(lane) for lane in (*plain.lanes(), *news.lanes())] == [False, True]
+
+
+def test_model_that_fits_on_no_host_is_named_before_anything_starts(
+    plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        'provider = "static"\n[[host]]\nname = "a10"\nvram_gb = 20\n'
+        '[[host.engine]]\nkind = "comfyui"\nurl = "http://127.0.0.1:9"\nrevision = "r"\n'
+        '[[host.engine]]\nkind = "lighttts"\nurl = "http://127.0.0.1:8"\nrevision = "r"\nvram_gb = 12\nresident = true\n',
+        "utf-8",
+    )
+    fleet = read_fleet(str(path))
+    assert plan(SPOKEN | {"engine": "lighttts"}, fleet=fleet).steps, "a resident engine has its memory"
+    found = r"flux_dev needs 12 GB of GPU memory: a10 has 8 of 20 GB to share. Asked for by p, q"
+    with pytest.raises(HostLacks, match=found):
+        plan(PICTURE, PICTURE | {"shot_id": "q", "prompt": "a boat"}, fleet=fleet)

@@ -1,8 +1,18 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from callsheet.text import Lexicon, Place, clean, is_speakable, read_text, speech_seconds, text_tokens
+from callsheet.text import (
+    Lexicon,
+    Place,
+    clean,
+    english,
+    is_speakable,
+    read_text,
+    speech_seconds,
+    text_tokens,
+)
+from callsheet.text.fragments import SETTLED
 from callsheet.text.lexicon import Entry
 from callsheet.text.sentences import LONGEST_SECONDS, cut, pause_faults, sentences, without_pauses
 
@@ -166,3 +176,18 @@ def test_no_piece_is_longer_than_an_engine_speaks_in_one_go(text: str, language:
 def test_a_long_name_of_letters_and_digits_is_read_in_no_time() -> None:
     """It backtracked over every way of cutting it up: 28 letters took 17 s."""
     assert read_text("See file1" + "a" * 5_000 + "_x now.", "en")[0].spoken.startswith("See file one a")
+
+
+LETTERS = st.text(st.characters(exclude_categories=("Nd", "Nl", "No", "Cs")), max_size=30)
+SIGNS = st.text("abcdef ABCJMxpthsndr$€£%.,:;-–/()'\"+~" + SETTLED, max_size=40)
+WORDS = "January May in since the of half past noon o'clock p.m. am $ % x Henry Chapter Call dial km million per cent"
+PHRASES = st.lists(st.sampled_from([*WORDS.split(), SETTLED]), max_size=8).map(" ".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=LETTERS | SIGNS | PHRASES, british=st.booleans())
+def test_rules_about_numbers_find_nothing_in_text_without_numbers(text: str, british: bool) -> None:
+    """Which lets them be passed over: they are most of the rules."""
+    assume(not any(character.isnumeric() for character in text))
+    for pattern, _, needs_number in english._rules(british=british):
+        assert not (needs_number and pattern.search(text)), pattern.pattern
