@@ -60,7 +60,7 @@ async def keep_attempt(
     """Fetches what was made, checks it, keeps it in the store, and settles whether it is the take."""
     try:
         if made.output is not None:
-            await fetch_result(step.name, lane.name, made.output, made.prompt_id, str(made.path))
+            await fetch_result(production, lane, made)
         await _refuse_twins(production, step, lane, made)
         async with production.bench:
             attempt = await _attempt(production, step, lane, made, seconds, cost)

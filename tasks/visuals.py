@@ -10,14 +10,14 @@ from pathlib import Path
 from prefect import task
 
 from callsheet.engines.comfyui import ComfyUI
-from callsheet.engines.comfyui_answers import Output
 from callsheet.errors import CallsheetError, OutOfMemory
+from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
 from callsheet.media.video import last_frame
 from callsheet.plan import PictureInputs, heard_seconds
 from callsheet.workflow import Value
 from tasks.narration import narration
-from tasks.policy import RETRIED, UNCACHED
+from tasks.policy import RETRIED
 from tasks.production import Made, Production
 
 #: Folder of a host's inputs and outputs that is ours.
@@ -78,13 +78,18 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     return Made(target, seed, windows, output=output, prompt_id=prompt_id)
 
 
-@task(name="fetch_result", task_run_name="fetch {step_name}", **UNCACHED)
-async def fetch_result(step_name: str, lane_name: str, output: Output, prompt_id: str, target: str) -> None:
-    """Brings a picture home from its host, beside the lane. The client begins a download anew that breaks."""
-    production = Production.current()
-    client = production.clients[production.lane(lane_name).engine_name]
+async def fetch_result(production: Production, lane: Lane, made: Made) -> None:
+    """Brings a picture home from its host, beside the lane; no task, because each costs the Prefect server 25 ms.
+
+    Raises:
+        Lost: the file is gone from the host.
+        Transient: the download broke each time that it was begun.
+    """
+    client = production.clients[lane.engine_name]
     assert isinstance(client, ComfyUI)
-    await client.download(output, Path(target), prompt_id)
+    assert made.output is not None
+    assert made.path is not None
+    await client.download(made.output, made.path, made.prompt_id)
 
 
 async def _image(production: Production, inputs: PictureInputs) -> Path:

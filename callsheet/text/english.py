@@ -85,7 +85,7 @@ def spell(text: str, *, british: bool = False) -> str:
     """The text in words. ``british`` reads 12/03 as the twelfth of March, and says the day before the month."""
     fragments = [Fragment(text.replace("’", "'").replace(SETTLED, ""))]
     whole = outline(fragments)
-    plain = not any(character.isnumeric() for character in whole)
+    plain = not (_DIGIT.search(whole) if whole.isascii() else any(map(str.isnumeric, whole)))
     for pattern, said, needs_number in _rules(british=british):
         if not (plain and needs_number) and pattern.search(whole):
             fragments = replace_in(fragments, pattern, said)
@@ -93,6 +93,7 @@ def spell(text: str, *, british: bool = False) -> str:
     return re.sub(r"  +", " ", joined(fragments))
 
 
+_DIGIT = re.compile(r"[0-9]")
 _Said = Callable[[re.Match[str]], str]
 
 
