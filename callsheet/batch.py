@@ -110,6 +110,13 @@ class Batch:
         """Where the time of ``lane`` goes."""
         return self.meters.setdefault(lane.name, LaneMeter())
 
+    def unloaded(self, engine: str) -> None:
+        """An engine (`Lane.engine_name`) was told to unload its model: its next step loads one."""
+        self.queue.unloaded(engine)
+        for name, meter in self.meters.items():
+            if self.queue.lanes[name].engine_name == engine:
+                meter.forget_model()
+
     def add_attempt(self, step: Step, attempt: Attempt) -> Sidecar | None:
         """Notes an attempt that was made, checked and stored.
 

@@ -132,6 +132,11 @@ class Host(BaseModel):
             taken.add(name)
             named.append(engine.model_copy(update={"name": name}))
         object.__setattr__(self, "engines", tuple(named))
+        if self.free_vram_gb < 0:
+            held = self.vram_gb - self.free_vram_gb
+            raise ValueError(
+                f"host {self.name}: its resident engines hold {held:g} GB of GPU memory; expected at most vram_gb, {self.vram_gb:g}"
+            )
         return self
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from callsheet.fleet import Fleet, Lane
+from callsheet.fleet import SPEECH, Fleet, Host, Lane
 
 GPU_TAG = "gpu"
 #: What Prefect calls the limit of that tag.
@@ -39,12 +39,22 @@ def is_lane_limit(name: str) -> bool:
 
 
 def vram_slots(lane: Lane, vram_gb: float) -> int:
-    """Slots of the host's memory that a model of ``vram_gb`` takes on this lane's engine; 0 where it holds its own."""
-    return 0 if lane.engine.resident else math.ceil(vram_gb)
+    """Slots of the host's memory that a model of ``vram_gb`` takes on this lane's engine; 0 where it holds its own.
+
+    A speech server has one model, whose size is the engine's own.
+    """
+    if lane.engine.resident:
+        return 0
+    return math.ceil(lane.engine.vram_gb if SPEECH in lane.engine.facts.makes else vram_gb)
+
+
+def vram_limit_slots(host: Host) -> int:
+    """How many slots the limit of a host's memory has."""
+    return math.floor(host.free_vram_gb)
 
 
 def limits_of(fleet: Fleet) -> dict[str, int]:
     """Every limit of the fleet's lanes and hosts, by name."""
     limits = {lane_limit(lane): lane.engine.slots for lane in fleet.lanes()}
-    limits |= {vram_limit(host.name): math.floor(host.free_vram_gb) for host in fleet.hosts}
+    limits |= {vram_limit(host.name): vram_limit_slots(host) for host in fleet.hosts}
     return limits

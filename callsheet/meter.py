@@ -48,6 +48,10 @@ class LaneMeter:
             self._first.setdefault(model, []).append((seconds, expected))
         self._model = model
 
+    def forget_model(self) -> None:
+        """The engine has no model loaded any more."""
+        self._model = ""
+
     def add_canary(self, seconds: float) -> None:
         """Engine time that no step asked for."""
         self.seconds += seconds

@@ -22,6 +22,7 @@ from callsheet.engines.instructions import SpeechMode
 from callsheet.errors import BadInput, HostLacks
 from callsheet.fleet import DEFAULT_STYLE, Engine, Fleet, Lane, StepKind
 from callsheet.inputs import InputFile
+from callsheet.limits import vram_limit_slots, vram_slots
 from callsheet.script import SHOT_IMAGE, Script, Shot
 from callsheet.takes import Attempt, take_key
 from callsheet.text import NORMALISER, Piece, clean, primary, speech_seconds, without_pauses
@@ -197,12 +198,16 @@ class Demand:
     style: str | None
     vram_gb: float
 
+    @property
+    def is_speech(self) -> bool:
+        return self.style is not None
+
     def suits(self, lane: Lane) -> bool:
         engine = lane.engine
         return (
             (engine.kind, engine.revision) == (self.engine, self.revision)
             and self.style in (None, engine.style)
-            and (engine.resident or self.vram_gb <= lane.host.free_vram_gb)
+            and vram_slots(lane, self.vram_gb) <= vram_limit_slots(lane.host)
         )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from callsheet.errors import CallsheetError, HostFault, name_of, policy_of, reason_of
-from callsheet.fleet import Lane
+from callsheet.fleet import SPEECH, Lane
 from callsheet.plan import ASSEMBLY, Demand, Step
 
 
@@ -128,6 +128,10 @@ class StepQueue:
         self._place(entry)
         if failed := next((self.failures[key] for key in waits_for if key in self.failures), None):
             self._give_up(step.key, failed)
+        elif step.engine != ASSEMBLY and self._stopped is not None:
+            self._give_up(step.key, self._stopped)
+        elif step.engine != ASSEMBLY and self.lanes and not self._lanes_for(step.demand):
+            self._give_up(step.key, self._no_host(step))
 
     def drop(self, key: str) -> None:
         """Takes a step out that is not needed any more."""
@@ -248,9 +252,7 @@ class StepQueue:
             if entry.step.engine == ASSEMBLY or entry.running_on is not None:
                 continue
             if not self._lanes_for(entry.step.demand, entry.refused_by):
-                reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
-                fault = HostFault(f"no host is left for {entry.step.engine} ({reasons})")
-                self._give_up(key, entry.last_error or Failure(entry.step.name, fault.name, str(fault)))
+                self._give_up(key, entry.last_error or self._no_host(entry.step))
 
     def stop(self, failure: Failure, *, assembly: bool) -> None:
         """Asks no engine any more, and with ``assembly`` builds nothing any more; what runs is awaited."""
@@ -269,8 +271,18 @@ class StepQueue:
         return not self._entries
 
     def is_idle(self, lane: Lane | None) -> bool:
-        """Whether there is nothing left that ``lane`` could ever do, so that it may be given back."""
-        return self._is_out(lane) or not any(_suits(demand, lane) for demand in self._left)
+        """Whether there is nothing left that ``lane`` could ever do, so that it may be given back.
+
+        While a narration is to be spoken, clips that cover it may be found necessary yet.
+        """
+        if self._is_out(lane):
+            return True
+        grows = lane is not None and SPEECH not in lane.engine.facts.makes
+        return not any(_suits(demand, lane) or (grows and demand.is_speech) for demand in self._left)
+
+    def unloaded(self, engine: str) -> None:
+        """The engine (`Lane.engine_name`) has no model in its memory any more."""
+        self._loaded.pop(engine, None)
 
     def is_urgent(self, lane: Lane) -> bool:
         """Whether what ``lane`` would take is waited for by another engine."""
@@ -376,6 +388,13 @@ class StepQueue:
         if not self._left[entry.step.demand]:
             del self._left[entry.step.demand]
         return entry
+
+    def _no_host(self, step: Step) -> Failure:
+        """Why nobody can do a step."""
+        reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
+        needs = f"no host has {step.vram_gb:g} GB for {step.signature}"
+        fault = HostFault(f"no host is left for {step.engine} ({reasons or needs})")
+        return Failure(step.name, fault.name, str(fault))
 
     def _give_up(self, key: str, failure: Failure) -> None:
         """Gives up the step and all that waits for it, directly or not."""

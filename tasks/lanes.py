@@ -40,7 +40,7 @@ async def gpu_lane(lane_name: str) -> int:
     """Pulls steps until there is nothing for this lane at present, or its turn is over. Returns how many it did."""
     production = Production.current()
     lane, turn = production.lane(lane_name), production.turns[lane_name]
-    turn.begun.set()
+    turn.begin()
     # As many steps at once as the engine's window: while one runs, the next one's inputs are there and it is queued.
     return sum(await asyncio.gather(*(_pull(production, lane, turn) for _ in range(lane.engine.window))))
 

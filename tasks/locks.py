@@ -19,7 +19,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -45,6 +45,10 @@ from callsheet.timing import scaled
 #: How long a lease lasts without being renewed: the least that Prefect allows.
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 20.0
+#: A lease that was not renewed is given up this long before the server gives it to others.
+MARGIN_SECONDS = 5.0
+#: How long the server may take to count or to take back slots; leases end without it too.
+ANSWER_SECONDS = 10.0
 #: How often a slot that is taken is asked for again, and how often those who wait are counted.
 POLL_SECONDS = 1.0
 #: Room for everybody who waits.
@@ -114,13 +118,46 @@ class Locks:
         Raises:
             HostLacks: the limit will never allow so many.
         """
-        lease = await self._try(name, slots)
-        if lease is None:
-            async with self.announced(name):
-                while lease is None:
-                    await asyncio.sleep(scaled(POLL_SECONDS) * random.uniform(0.7, 1.3))
-                    lease = await self._try(name, slots)
+        lease = await self.take_while(lambda: True, name, slots)
+        assert lease is not None
         return lease
+
+    async def take_while(self, wanted: Callable[[], bool], name: str, slots: int = 1) -> Lease | None:
+        """Waits for slots as long as they are ``wanted``; None when they are no more."""
+        lease = await self._try(name, slots)
+        try:
+            async with self.announced(name) if lease is None else nullcontext():
+                while lease is None and wanted():
+                    await self._pause()
+                    lease = await self._try(name, slots)
+        except BaseException:
+            if lease is not None:
+                await self.release(lease)
+            raise
+        return lease
+
+    async def wait_for_room(self, wanted: Callable[[], bool], name: str) -> None:
+        """Waits, announced, until a slot of ``name`` is free, for one that Prefect itself takes then.
+
+        Prefect's own wait for a tag goes on after its task was cancelled, until the slot is granted.
+        """
+        if not await self._is_full(name):
+            return
+        async with self.announced(name):
+            while wanted() and await self._is_full(name):
+                await self._pause()
+
+    async def _is_full(self, name: str) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                found = await self._client.read_global_concurrency_limit_by_name(name)
+        except (ObjectNotFound, TimeoutError, *_AWAY):
+            return False
+        return found.active_slots >= found.limit
+
+    @staticmethod
+    async def _pause() -> None:
+        await asyncio.sleep(scaled(POLL_SECONDS) * random.uniform(0.7, 1.3))
 
     async def release(self, lease: Lease) -> None:
         """Gives the slots back; where the server cannot be told, they end with the lease."""
@@ -135,11 +172,23 @@ class Locks:
         """Counts this run as one that waits for ``name`` for as long as the block lasts."""
         queue = waiting_limit(name)
         self._limits.setdefault(queue, _MANY)
-        lease = await self._try(queue, 1)
+        leases: list[Lease] = []
+
+        async def announce() -> None:
+            """Again where it did not reach the server, or was forgotten there: who is not counted is never let in."""
+            while True:
+                if not leases or leases[-1].lost:
+                    lease = await self._try(queue, 1)
+                    leases.extend([lease] if lease is not None else [])
+                await self._pause()
+
+        announcing = asyncio.create_task(announce())
         try:
             yield
         finally:
-            if lease is not None:
+            announcing.cancel()
+            await asyncio.wait({announcing})
+            for lease in leases:
                 await self.release(lease)
 
     async def waiting(self, *names: str) -> int:
@@ -151,19 +200,20 @@ class Locks:
         async with self._counting.setdefault(name, asyncio.Lock()):
             asked, count = self._counted.get(name, (-math.inf, 0))
             if time.monotonic() - asked > scaled(POLL_SECONDS) / 2:
-                with contextlib.suppress(ObjectNotFound, *_AWAY):
-                    found = await self._client.read_global_concurrency_limit_by_name(waiting_limit(name))
+                with contextlib.suppress(ObjectNotFound, TimeoutError, *_AWAY):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        found = await self._client.read_global_concurrency_limit_by_name(waiting_limit(name))
                     count = found.active_slots
                 self._counted[name] = time.monotonic(), count
             return count
 
-    async def sit_out(self, *names: str, seconds: float) -> None:
-        """Lets those go first who wait for ``names``: returns when nobody does, or after ``seconds``."""
+    async def sit_out(self, wanted: Callable[[], bool], *names: str, seconds: float) -> None:
+        """Lets those go first who wait for ``names``: until nobody does, it is ``wanted`` no more, or ``seconds`` are over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
                     await asyncio.sleep(scaled(POLL_SECONDS))
-                    if not await self.waiting(*names):
+                    if not wanted() or not await self.waiting(*names):
                         return
 
     async def _try(self, name: str, slots: int) -> Lease | None:
@@ -182,15 +232,19 @@ class Locks:
 
     async def _increment(self, name: str, slots: int) -> UUID | None:
         try:
-            answer = await self._client.increment_concurrency_slots_with_lease(
-                names=[name],
-                slots=slots,
-                mode="concurrency",
-                lease_duration=LEASE_SECONDS,
-                holder=self._holder,
-            )
+            # One after the other: where two meet, SQLite turns one away and Prefect's client sleeps for two seconds.
+            async with self._writing:
+                answer = await self._client.increment_concurrency_slots_with_lease(
+                    names=[name],
+                    slots=slots,
+                    mode="concurrency",
+                    lease_duration=LEASE_SECONDS,
+                    holder=self._holder,
+                )
         except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            # Where another run's fleet says less, it is waited for until that run is over.
+            too_many = slots > self._limits.get(name, slots)
+            if error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY and too_many:
                 raise HostLacks(f"{name}: {slots} are needed, and its limit is less") from None
             return None
         except httpx.TransportError:
@@ -209,16 +263,18 @@ class Locks:
         while True:
             missed = time.monotonic() - renewed > RENEW_SECONDS + POLL_SECONDS
             await asyncio.sleep(POLL_SECONDS if missed else min(RENEW_SECONDS, scaled(RENEW_SECONDS)))
+            asked = time.monotonic()
             try:
-                asked = time.monotonic()
-                await self._client.renew_concurrency_lease(lease.id, LEASE_SECONDS)
+                # The client tries again by itself, for minutes: no longer than the lease lasts.
+                async with asyncio.timeout(max(1.0, renewed + LEASE_SECONDS - MARGIN_SECONDS - asked)):
+                    await self._client.renew_concurrency_lease(lease.id, LEASE_SECONDS)
                 renewed = asked
-            except (httpx.HTTPError, ObjectNotFound) as error:
+            except Exception as error:
                 gone = (
                     isinstance(error, httpx.HTTPStatusError)
                     and error.response.status_code == httpx.codes.GONE
                 )
-                if gone or time.monotonic() - renewed > LEASE_SECONDS:
+                if gone or time.monotonic() - renewed > LEASE_SECONDS - 2 * MARGIN_SECONDS:
                     lease.lost = True
                     get_run_logger().warning("the lease of %s is lost: %s", lease.name, error)
                     if self._tell is not None:
@@ -226,8 +282,8 @@ class Locks:
                     return
 
     async def _give_back(self, lease_id: UUID) -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            async with self._writing:
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS), self._writing:
                 await self._client.release_concurrency_slots_with_lease(lease_id)
 
     async def _give_back_what_comes_of(self, request: asyncio.Future[UUID | None]) -> None:

@@ -11,7 +11,7 @@ fleet (`tasks.locks`), so it holds between flow runs and machines.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from prefect.logging import get_run_logger
@@ -56,19 +56,23 @@ class _Engine:
 class GpuMemory:
     """All shares of this run."""
 
-    def __init__(self, locks: Locks, clients: Mapping[str, Client]) -> None:
-        self._locks, self._clients = locks, clients
+    def __init__(
+        self,
+        locks: Locks,
+        clients: Mapping[str, Client],
+        unloaded: Callable[[str], None] = lambda engine: None,
+    ) -> None:
+        """``unloaded`` is told the engine that has no model loaded any more."""
+        self._locks, self._clients, self._unloaded = locks, clients, unloaded
         self._engines: dict[str, _Engine] = {}
 
-    async def enter(self, lane: Lane, vram_gb: float) -> Share | None:
-        """Waits until the lane's engine may have a model of ``vram_gb`` loaded; None where nobody need ask.
+    async def enter(self, lane: Lane, vram_gb: float, wanted: Callable[[], bool]) -> Share | None:
+        """Waits until the lane's engine may have a model of ``vram_gb`` loaded; None when that is ``wanted`` no more.
 
         Raises:
             HostLacks: the host has not got so much.
         """
         slots = vram_slots(lane, vram_gb)
-        if not slots:
-            return None
         engine = self._engines.setdefault(lane.engine_name, _Engine())
         async with engine.changed:
             while True:
@@ -77,7 +81,9 @@ class GpuMemory:
                     share.users += 1
                     return share
                 if share is None:
-                    lease = await self._locks.take(vram_limit(lane.host.name), slots)
+                    lease = await self._locks.take_while(wanted, vram_limit(lane.host.name), slots)
+                    if lease is None:
+                        return None
                     engine.share = Share(lane, lease)
                 elif not share.users:
                     await self._give_up(engine, share)
@@ -98,6 +104,7 @@ class GpuMemory:
         if isinstance(client, ComfyUI):
             try:
                 await client.free()
+                self._unloaded(share.lane.engine_name)
             except CallsheetError as error:
                 get_run_logger().warning(
                     "%s may still hold its model: %s", share.lane.engine_name, reason_of(error)

@@ -89,7 +89,8 @@ class Turn:
     """What a lane may do while it holds a slot of the tag `gpu`.
 
     Attributes:
-        ends: from when on it makes room for others that wait (`time.monotonic`).
+        since: from when its time counts (`time.monotonic`): when it got its slot, or earlier what goes with it.
+        seconds: after which it makes room for others that wait.
         wanted: the limits that they may wait for.
         within_gb: the largest model that there is memory for; None where that is no question.
         leases: what it needs to go on.
@@ -98,13 +99,23 @@ class Turn:
         is_over: whether others wait and it makes room.
     """
 
-    ends: float
+    since: float | None
+    seconds: float
     wanted: tuple[str, ...]
     within_gb: float | None
     leases: tuple[Lease, ...]
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     running: int = 0
     is_over: bool = False
+
+    def begin(self) -> None:
+        """The slot of the tag is there."""
+        self.since = self.since or time.monotonic()
+        self.begun.set()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.since is not None and time.monotonic() >= self.since + self.seconds
 
     @property
     def is_lost(self) -> bool:
@@ -175,6 +186,7 @@ class Production:
         nothing is ready for a moment.
         """
         within_gb = turn.within_gb if turn else None
+        patience: float | None = None  # until when nothing may be ready; others' changes do not lengthen it
         async with self._changed:
             while turn is None or not (turn.is_lost or turn.is_over):
                 before = self.batch.progress
@@ -190,14 +202,17 @@ class Production:
                 if self.batch.is_idle(lane):
                     return None
                 if lane is None or turn is None or turn.running:
+                    patience = None
                     await self._changed.wait()
-                elif self.batch.queue.peek(lane) or not await self._change(scaled(GRACE_SECONDS)):
+                    continue
+                patience = patience or time.monotonic() + scaled(GRACE_SECONDS)
+                if self.batch.queue.peek(lane) or not await self._change(patience - time.monotonic()):
                     return None
             return None
 
     async def end_step(self, turn: Turn) -> None:
         """A lane has one step less in hand. Looks whether the turn is over, where it is time."""
-        if time.monotonic() >= turn.ends and not turn.is_over:
+        if turn.has_ended and not turn.is_over:
             turn.is_over = bool(await self.locks.waiting(*turn.wanted))
         async with self._changed:
             turn.running -= 1
@@ -205,9 +220,11 @@ class Production:
 
     async def peek(self, lane: Lane, seconds: float | None = None) -> Step | None:
         """Waits until something is ready that ``lane`` could do; None when there will be nothing, or after ``seconds``."""
+        until = None if seconds is None else time.monotonic() + seconds
         async with self._changed:
             while not (step := self.batch.queue.peek(lane)):
-                if self.batch.is_idle(lane) or not await self._change(seconds):
+                left = None if until is None else until - time.monotonic()
+                if self.batch.is_idle(lane) or not await self._change(left):
                     return None
             return step
 
@@ -224,6 +241,10 @@ class Production:
         except TimeoutError:
             return False
         return True
+
+    def wants(self, lane: Lane) -> Callable[[], bool]:
+        """Whether it is worth waiting for this lane: there is something, or may be, that it could do."""
+        return lambda: not self.batch.is_idle(lane)
 
     @contextlib.contextmanager
     def on_its_way(self, lane: Lane) -> Iterator[None]:
@@ -316,7 +337,7 @@ class Production:
         journal = asyncio.create_task(self._keep_journal())
         try:
             async with Locks(limits_of(self.batch.plan.fleet), lost=self._lost) as self.locks:
-                self.memory = GpuMemory(self.locks, self.clients)
+                self.memory = GpuMemory(self.locks, self.clients, self.batch.unloaded)
                 await work()
                 await self.settled()
         finally:

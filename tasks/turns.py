@@ -20,10 +20,9 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.logging import get_run_logger
 
-from callsheet.errors import HostLacks, reason_of
+from callsheet.errors import reason_of
 from callsheet.fleet import Lane
 from callsheet.limits import GPU_LIMIT, lane_limit, vram_limit, vram_slots
 from callsheet.plan import Step
@@ -45,33 +44,47 @@ async def run_lane(lane_name: str) -> None:
     """Brings a lane to work whenever there is something that it can do, until there will be nothing more."""
     production = Production.current()
     lane = production.lane(lane_name)
-    meter = production.batch.meter(lane)
-    with meter.rented(), production.on_its_way(lane):
-        if not await is_ready(production, lane):
-            return
-        while await production.peek(lane) is not None:
-            with meter.waiting():
-                place = await production.locks.take(lane_limit(lane))
-            try:
-                others_want = await _at_place(production, lane, place)
-            finally:
-                await production.locks.release(place)
-            if others_want:
-                with meter.waiting():
-                    await production.locks.sit_out(*others_want, seconds=production.turn_seconds)
-            production.coming.add(lane.name)
+    with production.batch.meter(lane).rented(), production.on_its_way(lane):
+        try:
+            if await is_ready(production, lane):
+                await _work(production, lane)
+        except Exception as error:  # a defect of ours, or Prefect's: it costs the host and not the batch
+            get_run_logger().exception("%s: %s", lane.name, reason_of(error))
+            async with production.changing() as batch:
+                batch.queue.quarantine(lane.host.name, reason_of(error))
+
+
+async def _work(production: Production, lane: Lane) -> None:
+    """Turn after turn, until nothing is left for the lane."""
+    waiting = production.batch.meter(lane).waiting
+    while await production.peek(lane) is not None:
+        with waiting():
+            place = await production.locks.take_while(production.wants(lane), lane_limit(lane))
+        if place is None:
+            continue
+        try:
+            others_want = await _at_place(production, lane, place)
+        finally:
+            await production.locks.release(place)
+        if others_want:
+            with waiting():
+                await production.locks.sit_out(
+                    production.wants(lane), *others_want, seconds=production.turn_seconds
+                )
+        production.coming.add(lane.name)
 
 
 async def _at_place(production: Production, lane: Lane, place: Lease) -> list[str]:
     """Works until nothing is left or others want the place. Returns the limits that they wait for."""
     share: Share | None = None
-    rested = place.since
+    rested: float | None = None
+    wants = production.wants(lane)
     try:
         while not place.lost and not (share and share.lost):
             step = await production.peek(lane, seconds=scaled(LOOK_SECONDS))
             wanted = [lane_limit(lane), *([vram_limit(lane.host.name)] if share else [])]
             if step is None:
-                if production.batch.is_idle(lane):
+                if not wants():
                     return []
                 if await production.locks.waiting(*wanted):
                     return wanted
@@ -80,23 +93,27 @@ async def _at_place(production: Production, lane: Lane, place: Lease) -> list[st
                 if share is not None:
                     await production.memory.leave(share)
                     share = None
-                share = await _entered(production, lane, step)
+                with production.batch.meter(lane).waiting_for_vram():
+                    await _let_others_first(production, lane)
+                    share = await production.memory.enter(lane, step.vram_gb, wants)
                 continue  # what is best to do may have changed meanwhile
-            since = max(rested, share.lease.since if share else place.since)
             production.coming.discard(lane.name)
             turn = Turn(
-                ends=since + production.turn_seconds,
+                # A lane that had to wait for its slot has its whole turn; one that keeps its memory has not.
+                since=rested,
+                seconds=production.turn_seconds,
                 wanted=(GPU_LIMIT, *wanted),
                 within_gb=None if lane.engine.resident else share.vram_gb if share else 0.0,
                 leases=(place, share.lease) if share else (place,),
             )
             await _take(production, lane, turn)
+            rested = turn.since
             if turn.is_over:
                 if await production.locks.waiting(*wanted):
                     return wanted
                 with production.batch.meter(lane).waiting():
-                    await production.locks.sit_out(GPU_LIMIT, seconds=production.turn_seconds)
-                rested = time.monotonic()
+                    await production.locks.sit_out(wants, GPU_LIMIT, seconds=production.turn_seconds)
+                rested = None
         return []
     finally:
         if share is not None:
@@ -106,6 +123,8 @@ async def _at_place(production: Production, lane: Lane, place: Lease) -> list[st
 async def _take(production: Production, lane: Lane, turn: Turn) -> None:
     """One turn with a slot of the tag `gpu`. Where the slot does not come at once, others are told that it is waited for."""
     production.turns[lane.name] = turn
+    with production.batch.meter(lane).waiting():
+        await production.locks.wait_for_room(production.wants(lane), GPU_LIMIT)
     work = asyncio.create_task(gpu_lane(lane.name))
     begun = asyncio.create_task(turn.begun.wait())
     first = partial(asyncio.wait, {work, begun}, return_when=asyncio.FIRST_COMPLETED)
@@ -117,7 +136,9 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
                     await announced.enter_async_context(production.locks.announced(GPU_LIMIT))
                     await first()
         await work
-    except ConcurrencySlotAcquisitionError as error:
+    except (
+        Exception
+    ) as error:  # the steps see to their own failures: this is the slot, which could not be had or given back
         get_run_logger().warning("%s: no slot of the tag gpu: %s", lane.name, reason_of(error))
         await asyncio.sleep(scaled(POLL_SECONDS))
     finally:
@@ -130,18 +151,6 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
 def _needs_other_memory(lane: Lane, step: Step, share: Share | None) -> bool:
     slots = vram_slots(lane, step.vram_gb)
     return slots > 0 and (share is None or share.lease.slots < slots)
-
-
-async def _entered(production: Production, lane: Lane, step: Step) -> Share | None:
-    """The lane's part of the memory; None, and the step is failed here, where the host has not got so much."""
-    with production.batch.meter(lane).waiting_for_vram():
-        await _let_others_first(production, lane)
-        try:
-            return await production.memory.enter(lane, step.vram_gb)
-        except HostLacks as error:
-            async with production.changing() as batch:
-                batch.queue.quarantine(lane.host.name, reason_of(error))
-            return None
 
 
 async def _let_others_first(production: Production, lane: Lane) -> None:

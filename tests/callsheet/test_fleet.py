@@ -47,6 +47,10 @@ def test_two_engines_of_a_kind_on_a_host_have_names_of_their_own(tmp_path: Path)
         (f'provider = "static"\n{HOST}{ENGINE}'.replace("a10-1", "a10/1"), "host.0.name"),
         (f'provider = "draft"\n{HOST}{ENGINE}', "brings its own host"),
         ('provider = "cloud"', "provider"),
+        (
+            f'provider = "static"\n{HOST}{ENGINE}vram_gb = 90\nresident = true',
+            "host a10-1: its resident engines hold 90 GB of GPU memory; expected at most vram_gb, 24",
+        ),
         ("provider =", "no TOML"),
     ],
 )

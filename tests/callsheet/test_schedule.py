@@ -1,3 +1,4 @@
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -6,8 +7,8 @@ from hypothesis import strategies as st
 
 from callsheet.errors import BadInput, BadOutput, Budget, HostFault, HostLacks, StoreFault, Transient
 from callsheet.fleet import Engine, Host, Lane
-from callsheet.plan import ASSEMBLY, ClipInputs, Step
-from callsheet.schedule import StepQueue
+from callsheet.plan import ASSEMBLY, ClipInputs, Demand, Step
+from callsheet.schedule import Failure, StepQueue
 
 
 def lane(host: str, number: int = 0, kind: Any = "comfyui") -> Lane:
@@ -39,6 +40,17 @@ def step(
         seconds=seconds,
         vram_gb=vram_gb,
     )
+
+
+def speech_step(key: str) -> Step:
+    """As `Batch` finds out: a demand with a style is of speech."""
+    return SpokenStep(**{f.name: getattr(step(key, engine="lighttts"), f.name) for f in fields(Step)})
+
+
+class SpokenStep(Step):
+    @property
+    def demand(self) -> Demand:  # type: ignore[override]
+        return Demand(self.engine, self.revision, "default", 0.0)
 
 
 A, B = lane("a"), lane("b")
@@ -136,6 +148,32 @@ def test_model_that_can_never_fit_a_host_is_not_for_its_lanes() -> None:
     big = step("big", vram_gb=25)
     assert not big.runs_on(A)
     assert StepQueue([big], [A]).is_idle(A)
+
+
+@pytest.mark.parametrize("why", ["quarantined", "stopped", "nobody fits"])
+def test_step_that_joins_when_nobody_can_do_it_is_given_up_and_not_waited_for(why: str) -> None:
+    speaker = lane("a", 0, "lighttts")
+    speech = speech_step("speech")
+    queue = StepQueue([speech, step("clip", "speech", engine=ASSEMBLY)], [speaker, B])
+    if why == "quarantined":
+        queue.quarantine("b", "gone")
+    if why == "stopped":
+        queue.take(speaker)
+        queue.stop(Failure("x", "Budget", "cap"), assembly=False)
+    late = step("late", vram_gb=99 if why == "nobody fits" else 0)
+    queue.add(late)
+    queue.wait_for_also("clip", ["late"])
+    assert "late" in queue.failures
+    assert queue.failures["late"].reason in (
+        "no host is left for comfyui (b: gone)", "cap", "no host is left for comfyui (no host has 99 GB for m)"
+    )  # fmt: skip
+
+
+def test_lane_of_pictures_stays_while_a_narration_may_ask_for_more_of_them() -> None:
+    queue = StepQueue([speech_step("speech")], [A, lane("a", 0, "lighttts")])
+    assert not queue.is_idle(A)
+    queue.complete("speech")
+    assert queue.is_idle(A)
 
 
 def test_retake_of_a_step_that_was_waited_for_goes_first_again() -> None:

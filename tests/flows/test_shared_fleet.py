@@ -141,6 +141,20 @@ def test_locks_of_a_killed_run_come_back_by_themselves(
     assert all(limit["active_slots"] == 0 for limit in _limits(api))
 
 
+def test_run_goes_on_when_the_prefect_server_was_away(
+    start: Callable[..., Any], api: Server, speaker: SpeechServer
+) -> None:
+    speaker.cost = 0.5
+    run = start("a", ["lane_minutes = 0.02", host("h", engine("lighttts", speaker.url))], lines(12, "ann"))
+    asyncio.run(_until(lambda: len(speaker.requests) >= 3))
+    api.kill()
+    asyncio.run(_until(lambda: len(speaker.requests) >= 5))
+    api.start()
+    finished(run)
+    asked = [request.text for request in speaker.requests if "canary" not in request.text]
+    assert len(asked) == len(set(asked)) == 12
+
+
 def _limits(api: Server) -> list[dict[str, Any]]:
     answer = httpx.post(f"{api.url}/api/v2/concurrency_limits/filter", json={"limit": 200})
     found: list[dict[str, Any]] = answer.raise_for_status().json()

@@ -85,7 +85,7 @@ async def test_who_waits_is_known_to_every_run_and_goes_when_the_slot_is_free(na
         waiter = asyncio.create_task(there.take(name))
         await somebody_waits(here, name)
         assert not waiter.done()
-        resting = asyncio.create_task(here.sit_out(name, seconds=20))
+        resting = asyncio.create_task(here.sit_out(lambda: True, name, seconds=20))
         await here.release(lease)
         taken = await waiter
         await resting
