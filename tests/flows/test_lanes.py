@@ -162,6 +162,7 @@ async def test_two_runs_never_drive_one_lane_together_and_both_advance(
     assert changes(spoken) >= 2, "they took turns"
 
 
+@pytest.mark.slow
 async def test_no_more_lanes_are_busy_than_a_person_allows(
     server: Callable[[], SpeechServer], run: Callable[..., Any]
 ) -> None:
