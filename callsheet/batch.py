@@ -63,13 +63,13 @@ class Batch:
         self._lost = Counter[str]()
         self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
 
-    def next_step(self, lane: Lane | None, within_gb: float | None = None) -> Step | None:
+    def next_step(self, lane: Lane | None, within: int | None = None) -> Step | None:
         """What ``lane`` (None: this machine) does next; None where there is nothing at present.
 
         Args:
-            within_gb: steps whose model needs more GPU memory than this are left.
+            within: steps that take more slots of the host's GPU memory than this are left.
         """
-        while step := self.queue.take(lane, within_gb):
+        while step := self.queue.take(lane, within):
             if self._reuse(step):
                 self._complete(step)
                 continue

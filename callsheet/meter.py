@@ -1,7 +1,7 @@
 """What the time of a lane went into: engine work, swapping models, waiting for memory or for others, nothing.
 
 with meter.rented():                     # from when the lane may work until it is given back
-    with meter.waiting_for_vram():
+    with meter.waiting("waiting_for_vram"):
         ...
     meter.add_step(seconds, expected, model)
 meter.parts()                            # {"rented": 61.2, "busy": 58.0, …}, in seconds
@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
+
+Waiting = Literal["waiting", "waiting_for_vram"]
 
 
 @dataclass
@@ -29,8 +32,7 @@ class LaneMeter:
     seconds: float = 0.0
     _rented: float = 0.0
     _since: float | None = None
-    _waiting: float = 0.0
-    _waiting_for_vram: float = 0.0
+    _waited: dict[str, float] = field(default_factory=lambda: {"waiting_for_vram": 0.0, "waiting": 0.0})
     _model: str = ""
     #: Seconds of each step over what was expected of it, by model: the first after another model, and the others.
     _first: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -67,22 +69,13 @@ class LaneMeter:
             self._since = None
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The lane waits for its place or its slot of the tag, which others have."""
+    def waiting(self, part: Waiting = "waiting") -> Iterator[None]:
+        """The lane waits: for its place or its slot of the tag, or for the memory that another engine of its host has."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._waiting += time.monotonic() - began
-
-    @contextmanager
-    def waiting_for_vram(self) -> Iterator[None]:
-        """The lane waits for the memory that another engine of its host has."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._waiting_for_vram += time.monotonic() - began
+            self._waited[part] += time.monotonic() - began
 
     @property
     def swapping(self) -> float:
@@ -101,8 +94,7 @@ class LaneMeter:
         parts = {
             "busy": self.seconds - swapping,
             "swapping": swapping,
-            "waiting_for_vram": self._waiting_for_vram,
-            "waiting": self._waiting,
+            **self._waited,
         }
         idle = max(0.0, rented - sum(parts.values()))
         return {"rented": rented, **parts, "idle": idle}

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from callsheet.errors import CallsheetError, HostFault, name_of, policy_of, reason_of
 from callsheet.fleet import SPEECH, Lane
+from callsheet.limits import vram_slots
 from callsheet.plan import ASSEMBLY, Demand, Step
 
 
@@ -153,7 +154,7 @@ class StepQueue:
             entry.waits_for -= set(dropped)
             self._place(entry)
 
-    def take(self, lane: Lane | None, within_gb: float | None = None) -> Step | None:
+    def take(self, lane: Lane | None, within: int | None = None) -> Step | None:
         """The step that ``lane`` does next, marked as running; None for the lane that is this machine itself.
 
         A step that a lane without work waits for goes first; then those of the model that the engine has loaded;
@@ -161,9 +162,9 @@ class StepQueue:
         has it. Among the steps of a model, those that others wait for go first, then the longest.
 
         Args:
-            within_gb: steps whose model needs more GPU memory than this are left.
+            within: steps that take more slots of the host's GPU memory than this are left.
         """
-        entry = self._best(lane, within_gb)
+        entry = self._best(lane, within)
         name = lane.name if lane else ASSEMBLY
         if entry is None:
             if lane is not None:
@@ -295,7 +296,7 @@ class StepQueue:
             return self._assembly_stopped
         return self._stopped is not None or lane.host.name in self.quarantined
 
-    def _best(self, lane: Lane | None, within_gb: float | None) -> _Entry | None:
+    def _best(self, lane: Lane | None, within: int | None) -> _Entry | None:
         """The ready step that ``lane`` should do next."""
         if self._is_out(lane):
             return None
@@ -305,7 +306,7 @@ class StepQueue:
         )
         best: tuple[tuple[bool, bool, bool, float, bool, float, int], _Entry] | None = None
         for signature, piles in self._piles.items():
-            open_to_it = [pile for pile in piles.values() if self._may_take(lane, pile, within_gb)]
+            open_to_it = [pile for pile in piles.values() if self._may_take(lane, pile, within)]
             seconds = sum(pile.seconds for pile in open_to_it) / (1 + engines[signature])
             for entry in filter(None, (pile.top for pile in open_to_it)):
                 awaited = self._is_awaited(entry.step.key)
@@ -323,12 +324,14 @@ class StepQueue:
                     best = rank, entry
         return best[1] if best else None
 
-    def _may_take(self, lane: Lane | None, pile: _Pile, within_gb: float | None) -> bool:
+    def _may_take(self, lane: Lane | None, pile: _Pile, within: int | None) -> bool:
         if not pile.entries or not _suits(pile.demand, lane):
             return False
         if lane is None:
             return True
-        if lane.name in pile.refused_by or (within_gb is not None and pile.demand.vram_gb > within_gb):
+        if lane.name in pile.refused_by or (
+            within is not None and vram_slots(lane, pile.demand.vram_gb) > within
+        ):
             return False
         return lane.name not in pile.avoids or not self._lanes_for(pile.demand, pile.refused_by | pile.avoids)
 

@@ -60,7 +60,7 @@ async def _pull(production: Production, lane: Lane, turn: Turn) -> int:
 async def is_ready(production: Production, lane: Lane) -> bool:
     """Asks the engine whether it is there; one that is not, after several tries, takes its host out of the batch."""
     try:
-        await check_engine.with_options(retry_delay_seconds=delays())(lane.name)
+        await reach_engine.with_options(retry_delay_seconds=delays())(lane.name)
     except CallsheetError as error:
         get_run_logger().error(
             "%s: host %s is left out: %s", production.batch.name, lane.host.name, reason_of(error)
@@ -71,8 +71,8 @@ async def is_ready(production: Production, lane: Lane) -> bool:
     return True
 
 
-@task(name="check_engine", task_run_name="is {lane_name} there", **RETRIED)
-async def check_engine(lane_name: str) -> None:
+@task(name="reach_engine", task_run_name="is {lane_name} there", **RETRIED)
+async def reach_engine(lane_name: str) -> None:
     """Asks the lane's engine whether it is there and serves what it should, at no cost to it. Raises where not."""
     production = Production.current()
     await production.clients[production.lane(lane_name).engine_name].ready()

@@ -1,8 +1,9 @@
 """Locks that hold between flow runs and machines: slots of Prefect's limits, each under a lease.
 
-    async with Locks(fleet_limits) as locks:
-        async with locks.held("lane:a10-1:comfyui") as lease:
-            ...                      # lease.lost is set where the slot is ours no longer
+    async with Locks(limits_of(fleet)) as locks:
+        lease = await locks.take("lane:a10-1:comfyui", wanted=lambda: True)
+        ...                          # lease.lost is set where the slot is ours no longer
+        await locks.release(lease)
         await locks.waiting("lane:a10-1:comfyui")     # how many wait for it, in all runs
 
 A lease is renewed while it is held and ends about a minute after its holder was killed. Prefect's own
@@ -103,27 +104,12 @@ class Locks:
 
     # Slots ---------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def held(self, name: str, slots: int = 1) -> AsyncIterator[Lease]:
-        """Slots of the limit ``name`` for as long as the block lasts; waits for them, and is counted as waiting."""
-        lease = await self.take(name, slots)
-        try:
-            yield lease
-        finally:
-            await self.release(lease)
-
-    async def take(self, name: str, slots: int = 1) -> Lease:
-        """Waits for slots of the limit ``name``.
+    async def take(self, name: str, slots: int = 1, *, wanted: Callable[[], bool]) -> Lease | None:
+        """Waits for slots of the limit ``name`` as long as they are ``wanted``, and is counted; None when they are no more.
 
         Raises:
             HostLacks: the limit will never allow so many.
         """
-        lease = await self.take_while(lambda: True, name, slots)
-        assert lease is not None
-        return lease
-
-    async def take_while(self, wanted: Callable[[], bool], name: str, slots: int = 1) -> Lease | None:
-        """Waits for slots as long as they are ``wanted``; None when they are no more."""
         lease = await self._try(name, slots)
         try:
             async with self.announced(name) if lease is None else nullcontext():

@@ -36,11 +36,6 @@ class Share:
     users: int = 0
 
     @property
-    def vram_gb(self) -> float:
-        """The largest model that it has room for."""
-        return float(self.lease.slots)
-
-    @property
     def lost(self) -> bool:
         return self.lease.lost
 
@@ -81,7 +76,7 @@ class GpuMemory:
                     share.users += 1
                     return share
                 if share is None:
-                    lease = await self._locks.take_while(wanted, vram_limit(lane.host.name), slots)
+                    lease = await self._locks.take(vram_limit(lane.host.name), slots, wanted=wanted)
                     if lease is None:
                         return None
                     engine.share = Share(lane, lease)

@@ -92,7 +92,7 @@ class Turn:
         since: from when its time counts (`time.monotonic`): when it got its slot, or earlier what goes with it.
         seconds: after which it makes room for others that wait.
         wanted: the limits that they may wait for.
-        within_gb: the largest model that there is memory for; None where that is no question.
+        within: slots of the host's GPU memory that the lane's engine has.
         leases: what it needs to go on.
         begun: set when the slot is there.
         running: how many steps the lane has in hand.
@@ -102,7 +102,7 @@ class Turn:
     since: float | None
     seconds: float
     wanted: tuple[str, ...]
-    within_gb: float | None
+    within: int
     leases: tuple[Lease, ...]
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     running: int = 0
@@ -166,7 +166,6 @@ class Production:
         #: Lanes that are on their way to their place.
         self.coming: set[str] = set()
         self.turn_seconds = batch.plan.fleet.lane_minutes * 60
-        self._lanes = {lane.name: lane for lane in batch.queue.lanes.values()}
 
     @staticmethod
     def current() -> Production:
@@ -177,7 +176,7 @@ class Production:
         return self.batch.plan.steps[key]
 
     def lane(self, name: str) -> Lane:
-        return self._lanes[name]
+        return self.batch.queue.lanes[name]
 
     async def next_step(self, lane: Lane | None, turn: Turn | None = None) -> Step | None:
         """Waits for something that ``lane`` (None: this machine) can do; None when its turn, or all, is over.
@@ -185,12 +184,12 @@ class Production:
         A turn is over when others wait for what it holds, when the model that comes next needs other memory, or when
         nothing is ready for a moment.
         """
-        within_gb = turn.within_gb if turn else None
+        within = turn.within if turn else None
         patience: float | None = None  # until when nothing may be ready; others' changes do not lengthen it
         async with self._changed:
             while turn is None or not (turn.is_lost or turn.is_over):
                 before = self.batch.progress
-                step = self.batch.next_step(lane, within_gb)
+                step = self.batch.next_step(lane, within)
                 if self.batch.progress != before:
                     # Looking for a step may settle others (a take that was found is used after all, the
                     # budget is reached), and somebody else may be waiting for those.
@@ -261,7 +260,7 @@ class Production:
         return not queue.is_urgent(lane) and any(
             queue.is_urgent(other)
             for name in self.coming
-            if (other := self._lanes[name]).host.name == lane.host.name
+            if (other := self.lane(name)).host.name == lane.host.name
             and other.engine.name != lane.engine.name
             and not other.engine.resident
         )

@@ -59,7 +59,7 @@ async def _work(production: Production, lane: Lane) -> None:
     waiting = production.batch.meter(lane).waiting
     while await production.peek(lane) is not None:
         with waiting():
-            place = await production.locks.take_while(production.wants(lane), lane_limit(lane))
+            place = await production.locks.take(lane_limit(lane), wanted=production.wants(lane))
         if place is None:
             continue
         try:
@@ -93,7 +93,7 @@ async def _at_place(production: Production, lane: Lane, place: Lease) -> list[st
                 if share is not None:
                     await production.memory.leave(share)
                     share = None
-                with production.batch.meter(lane).waiting_for_vram():
+                with production.batch.meter(lane).waiting("waiting_for_vram"):
                     await _let_others_first(production, lane)
                     share = await production.memory.enter(lane, step.vram_gb, wants)
                 continue  # what is best to do may have changed meanwhile
@@ -103,7 +103,7 @@ async def _at_place(production: Production, lane: Lane, place: Lease) -> list[st
                 since=rested,
                 seconds=production.turn_seconds,
                 wanted=(GPU_LIMIT, *wanted),
-                within_gb=None if lane.engine.resident else share.vram_gb if share else 0.0,
+                within=share.lease.slots if share else 0,
                 leases=(place, share.lease) if share else (place,),
             )
             await _take(production, lane, turn)
@@ -136,9 +136,8 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
                     await announced.enter_async_context(production.locks.announced(GPU_LIMIT))
                     await first()
         await work
-    except (
-        Exception
-    ) as error:  # the steps see to their own failures: this is the slot, which could not be had or given back
+    except Exception as error:
+        # The steps see to their own failures: this is the slot, which could not be had or given back.
         get_run_logger().warning("%s: no slot of the tag gpu: %s", lane.name, reason_of(error))
         await asyncio.sleep(scaled(POLL_SECONDS))
     finally:

@@ -1,5 +1,5 @@
-from dataclasses import fields
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from callsheet.errors import BadInput, BadOutput, Budget, HostFault, HostLacks, StoreFault, Transient
 from callsheet.fleet import Engine, Host, Lane
-from callsheet.plan import ASSEMBLY, ClipInputs, Demand, Step
+from callsheet.plan import ASSEMBLY, ClipInputs, SpeechInputs, Step
 from callsheet.schedule import Failure, StepQueue
 
 
@@ -42,15 +42,9 @@ def step(
     )
 
 
-def speech_step(key: str) -> Step:
-    """As `Batch` finds out: a demand with a style is of speech."""
-    return SpokenStep(**{f.name: getattr(step(key, engine="lighttts"), f.name) for f in fields(Step)})
-
-
-class SpokenStep(Step):
-    @property
-    def demand(self) -> Demand:  # type: ignore[override]
-        return Demand(self.engine, self.revision, "default", 0.0)
+def speech_step(key: str, vram_gb: float = 0.0) -> Step:
+    inputs = SpeechInputs(("Hello.",), "en", 1.0, voice=cast(Any, None))
+    return replace(step(key, engine="lighttts", vram_gb=vram_gb), inputs=inputs)
 
 
 A, B = lane("a"), lane("b")
@@ -139,9 +133,17 @@ def test_steps_whose_model_needs_more_memory_than_is_held_are_left() -> None:
     small, big = step("small", vram_gb=8), step("big", vram_gb=20, seconds=9)
     queue = StepQueue([small, big], [A])
     assert queue.peek(A) is big
-    assert queue.take(A, within_gb=8) is small
-    assert queue.take(A, within_gb=8) is None
-    assert queue.take(A, within_gb=24) is big
+    assert queue.take(A, within=8) is small
+    assert queue.take(A, within=8) is None
+    assert queue.take(A, within=24) is big
+
+
+def test_speech_takes_the_memory_of_the_engine_that_speaks_and_not_of_the_first_in_the_fleet() -> None:
+    engine = Engine(kind="lighttts", revision="r", name="lighttts", url="http://x", vram_gb=4)
+    small = Lane(Host(name="a", engines=(engine,)), engine, 0)
+    queue = StepQueue([one := speech_step("one", vram_gb=12)], [small])
+    assert queue.take(small, within=3) is None
+    assert queue.take(small, within=4) is one
 
 
 def test_model_that_can_never_fit_a_host_is_not_for_its_lanes() -> None:

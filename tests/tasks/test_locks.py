@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from callsheet.errors import BadInput, HostLacks
 from callsheet.fleet import Fleet
 from callsheet.limits import GPU_TAG, limits_of
-from tasks.locks import Locks
+from tasks.locks import Lease, Locks
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "fresh_limits")
 
@@ -37,6 +38,19 @@ async def forget_limits() -> None:
             await client.delete_global_concurrency_limit_by_name(limit.name)
         if await client.read_variable_by_name("callsheet_gpu_limit"):
             await client.delete_variable_by_name("callsheet_gpu_limit")
+
+
+async def take(locks: Locks, name: str, slots: int = 1) -> Lease:
+    lease = await locks.take(name, slots, wanted=lambda: True)
+    assert lease is not None
+    return lease
+
+
+@asynccontextmanager
+async def held(locks: Locks, name: str, slots: int = 1) -> AsyncIterator[None]:
+    lease = await take(locks, name, slots)
+    yield
+    await locks.release(lease)
 
 
 async def active(name: str) -> int:
@@ -65,7 +79,7 @@ async def test_never_more_than_the_limit_hold_it_and_all_get_it(name: str) -> No
 
     async def one(locks: Locks) -> None:
         nonlocal holding, most, served
-        async with locks.held(name, 2):
+        async with held(locks, name, 2):
             holding += 2
             most = max(most, holding)
             assert await active(name) <= 5
@@ -81,8 +95,8 @@ async def test_never_more_than_the_limit_hold_it_and_all_get_it(name: str) -> No
 
 async def test_who_waits_is_known_to_every_run_and_goes_when_the_slot_is_free(name: str) -> None:
     async with Locks({name: 1}) as here, Locks({name: 1}) as there:
-        lease = await here.take(name)
-        waiter = asyncio.create_task(there.take(name))
+        lease = await take(here, name)
+        waiter = asyncio.create_task(take(there, name))
         await somebody_waits(here, name)
         assert not waiter.done()
         resting = asyncio.create_task(here.sit_out(lambda: True, name, seconds=20))
@@ -95,8 +109,8 @@ async def test_who_waits_is_known_to_every_run_and_goes_when_the_slot_is_free(na
 
 async def test_one_who_is_cancelled_while_waiting_holds_nothing_and_is_not_counted(name: str) -> None:
     async with Locks({name: 1}) as locks:
-        lease = await locks.take(name)
-        waiter = asyncio.create_task(locks.take(name))
+        lease = await take(locks, name)
+        waiter = asyncio.create_task(take(locks, name))
         await somebody_waits(locks, name)
         waiter.cancel()
         await asyncio.wait({waiter})
@@ -107,7 +121,7 @@ async def test_one_who_is_cancelled_while_waiting_holds_nothing_and_is_not_count
 async def test_one_who_is_cancelled_as_it_is_granted_gives_it_back(name: str) -> None:
     async with Locks({name: 1}) as locks:
         for _ in range(5):
-            taker = asyncio.create_task(locks.take(name))
+            taker = asyncio.create_task(take(locks, name))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             taker.cancel()
@@ -115,23 +129,35 @@ async def test_one_who_is_cancelled_as_it_is_granted_gives_it_back(name: str) ->
     assert await active(name) == 0
 
 
+async def test_one_who_wants_the_slot_no_more_stops_waiting(name: str) -> None:
+    async with Locks({name: 1}) as locks:
+        lease = await take(locks, name)
+        wanted = True
+        waiter = asyncio.create_task(locks.take(name, wanted=lambda: wanted))
+        await somebody_waits(locks, name)
+        wanted = False
+        assert await asyncio.wait_for(waiter, 10) is None
+        await locks.release(lease)
+    assert (await active(name), await active(f"waiting:{name}")) == (0, 0)
+
+
 async def test_more_than_the_limit_will_ever_allow_is_refused(name: str) -> None:
     async with Locks({name: 12}) as locks:
         with pytest.raises(HostLacks, match=f"{name}: 24 are needed"):
-            await locks.take(name, 24)
+            await take(locks, name, 24)
 
 
 async def test_a_limit_that_somebody_deleted_is_made_again_and_not_done_without(name: str) -> None:
     async with Locks({name: 1}) as locks:
         async with get_client() as client:
             await client.delete_global_concurrency_limit_by_name(name)
-        async with locks.held(name):
+        async with held(locks, name):
             assert (await active(name), await allowed(name)) == (1, 1)
 
 
 async def test_limits_are_put_right_once_they_are_free(name: str) -> None:
     async with Locks({name: 2}) as locks:
-        async with locks.held(name):
+        async with held(locks, name):
 
             @flow
             async def other_run() -> None:
@@ -154,7 +180,7 @@ async def test_a_lease_that_is_gone_is_lost_and_said_so(name: str) -> None:
     @flow
     async def run() -> None:
         async with Locks({name: 1}, lost=tell) as locks:
-            lease = await locks.take(name)
+            lease = await take(locks, name)
             async with get_client() as client:
                 await client.release_concurrency_slots_with_lease(lease.id)
             await asyncio.wait_for(told.wait(), 10)
