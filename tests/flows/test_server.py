@@ -1,13 +1,19 @@
 """The Prefect server that a run brings: a full one, with a UI, on this machine only, gone with its parent."""
 
+import asyncio
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from callsheet.serving import listen, serve, url_of
 from flows.server import prefect_server
+from flows.server_process import AskedAgain
 
 
 def test_it_is_a_full_server_with_services_and_a_ui(prefect_api: str) -> None:
@@ -38,3 +44,57 @@ async def test_its_database_is_callsheets_own(tmp_path: Path, monkeypatch: pytes
         httpx.get(f"{ui}/api/health")
     with sqlite3.connect(tmp_path / "home/prefect/prefect.db") as database:
         assert database.execute("select count(*) from flow").fetchone() == (0,)
+
+
+class BusyDatabase:
+    """Answers 503 to the first requests, and raises after its answer as Starlette does; then gives the body back."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.asked = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        body = b""
+        more = True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message.get("more_body", False)
+        self.asked += 1
+        busy = self.asked <= self.times
+        await send({"type": "http.response.start", "status": 503 if busy else 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"busy" if busy else body})
+        if busy:
+            raise RuntimeError("database is locked")
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[str]:
+    class OnlyHttp:
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                await app(scope, receive, send)
+
+    listener = listen()
+    started = asyncio.Event()
+    server = asyncio.create_task(serve(OnlyHttp(), listener, with_parent=False, started=started.set))
+    await started.wait()
+    yield url_of(listener)
+    server.cancel()
+    await asyncio.wait([server])
+
+
+async def test_a_busy_database_is_asked_again_by_the_server_itself() -> None:
+    database = BusyDatabase(times=9)
+    async with serving(AskedAgain(database)) as url, httpx.AsyncClient() as client:
+        answer = await client.post(url, content=b"x" * 300_000)
+    assert (answer.status_code, len(answer.content), database.asked) == (200, 300_000, 10)
+
+
+async def test_a_database_that_stays_busy_is_said_to_be() -> None:
+    database = BusyDatabase(times=1_000)
+    async with serving(AskedAgain(database, patience=0.3)) as url, httpx.AsyncClient() as client:
+        answer = await client.post(url, content=b"x")
+    assert (answer.status_code, answer.content) == (503, b"busy")
+    assert 2 < database.asked < 20
