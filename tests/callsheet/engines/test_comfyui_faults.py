@@ -315,15 +315,13 @@ async def test_a_prompt_is_cancelled_by_the_jobs_api_where_the_server_has_it(
         async with ComfyUI(server.url, name="x") as client:
             server.fail("frozen")
             running, waiting = new_id(), new_id()
-            runs = [
-                asyncio.create_task(client.run(picture(workflows, n), "9", i, 100.0))
-                for n, i in enumerate((running, waiting))
-            ]
-            while (
-                await client.state(waiting) is not PromptState.PENDING
-                or await client.state(running) is not PromptState.RUNNING
+            runs = []
+            for n, (prompt_id, state) in enumerate(
+                ((running, PromptState.RUNNING), (waiting, PromptState.PENDING))
             ):
-                await asyncio.sleep(0.01)
+                runs.append(asyncio.create_task(client.run(picture(workflows, n), "9", prompt_id, 100.0)))
+                while await client.state(prompt_id) is not state:
+                    await asyncio.sleep(0.01)
             await client.cancel(waiting)
             await client.cancel(running)
             with pytest.raises(Lost):
