@@ -11,12 +11,13 @@ of it (`add_attempt`, `fail`). Files are written by the caller; this module says
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from callsheet.errors import BadOutput, Budget, Transient, policy_of
+from callsheet.errors import BadOutput, Budget, HostFault, Transient, policy_of
 from callsheet.fleet import Lane
+from callsheet.manifest import ManifestLane
 from callsheet.meter import LaneMeter
 from callsheet.plan import (
     ASSEMBLY,
@@ -29,6 +30,7 @@ from callsheet.plan import (
     TakeFrame,
 )
 from callsheet.schedule import Failure, StepQueue
+from callsheet.shards import ShardResult
 from callsheet.takes import Attempt, Sidecar, attempt_seed, best_of
 
 
@@ -55,6 +57,7 @@ class Batch:
     attempts: dict[str, list[Attempt]] = field(default_factory=dict, init=False)
     meters: dict[str, LaneMeter] = field(default_factory=dict, init=False)
     spent: float = field(default=0.0, init=False)
+    lanes_elsewhere: list[ManifestLane] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         for step in self.plan.steps.values():
@@ -110,6 +113,32 @@ class Batch:
         """Where the time of ``lane`` goes."""
         return self.meters.setdefault(lane.name, LaneMeter())
 
+    def lane_times(self) -> list[ManifestLane]:
+        """What the time of each lane went into, in this process and where its shards were made."""
+        here = (ManifestLane.of(self.queue.lanes[name], meter) for name, meter in self.meters.items())
+        return ManifestLane.joined([*self.lanes_elsewhere, *here])
+
+    def take_over(self, results: Iterable[ShardResult], before: Collection[str]) -> None:
+        """Counts what the runs of its shards came to as this run's own; what engines did not make there is given up.
+
+        Args:
+            before: keys of the takes that were there when the shards were cut.
+        """
+        self.made += [sidecar for key, sidecar in self.takes.items() if key not in before]
+        told: set[str] = set()
+        for result in results:
+            self.spent += result.spent
+            self.lanes_elsewhere += result.lanes
+            told |= set(result.made)
+            for key, failure in result.failures.items():
+                if key not in self.takes and (step := self.plan.steps.get(key)):
+                    self.queue.give_up(step, Failure(failure.step, failure.error, failure.reason))
+        # Runs that were killed told nothing: what their takes cost is known.
+        self.spent += sum(sidecar.cost for sidecar in self.made if sidecar.key not in told)
+        for step in list(self.plan.steps.values()):
+            if step.engine != ASSEMBLY and step.key not in self.takes:
+                self.queue.give_up(step, Failure.of(step, HostFault("no shard came back with it")))
+
     def unloaded(self, engine: str) -> None:
         """An engine (`Lane.engine_name`) was told to unload its model: its next step loads one."""
         self.queue.unloaded(engine)
@@ -132,7 +161,8 @@ class Batch:
         if worth_it and self.queue.requeue(step, avoid=attempt.lane):
             return None
         if all(one.error for one in attempts):
-            self.queue.give_up(step, BadOutput(attempt.error or "no attempt could be used"))
+            fault = BadOutput(attempt.error or "no attempt could be used")
+            self.queue.give_up(step, Failure.of(step, fault))
             return None
         return self._sidecar(step, best_of(attempts), needs_review=True)
 
@@ -141,9 +171,10 @@ class Batch:
         self._lost[step.key] += 1
         return self._lost[step.key] <= policy_of(Transient()).retries_here and self.queue.requeue(step)
 
-    def commit(self, step: Step, sidecar: Sidecar) -> None:
-        """The sidecar is written: the take is there, and what waited for it may go on."""
-        self.made.append(sidecar)
+    def commit(self, step: Step, sidecar: Sidecar, *, ours: bool = True) -> None:
+        """The sidecar is written, by us or by another run: the take is there, and what waited for it may go on."""
+        if ours:
+            self.made.append(sidecar)
         self.takes[step.key] = sidecar
         self._complete(step)
 

@@ -142,6 +142,12 @@ def run(
     retakes: Annotated[
         int, typer.Option(min=0, max=10, help="How often a take that fails its checks is made again.")
     ] = 2,
+    work_pool: Annotated[
+        str, typer.Option(help="Prefect work pool whose workers make the batch in shards.")
+    ] = "",
+    shard_shots: Annotated[
+        int, typer.Option(min=1, help="About how many shots a worker of the work pool makes in one go.")
+    ] = 200,
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
@@ -158,6 +164,8 @@ def run(
         commercial,
         max_cost=max_cost,
         retakes=retakes,
+        work_pool=work_pool,
+        shard_shots=shard_shots,
     )
     # Every mistake is told before anything is started; blocks are read when there is a server.
     if not store.startswith("block:"):

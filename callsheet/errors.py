@@ -10,6 +10,7 @@ CallsheetError          the root; never raised itself
 ├── BadOutput           silent, clipped, black, frozen, wrong length: retake with another seed
 ├── AssemblyFault       our own ffmpeg could not build a clip: fail the shot
 ├── StoreFault          the store cannot be written (disk full, access denied): stop the batch
+├── LeaseLost           another process has this shard now: commit nothing, stop
 └── Budget              estimate or meter over the cap: start no engine any more, finish what is paid for
 
 A class says *what happened*; ``policy_of(error)`` says *what is done*, in one table below, and the
@@ -69,6 +70,10 @@ class StoreFault(CallsheetError):
     """The store cannot be written or read; going on would spend money on takes that cannot be kept."""
 
 
+class LeaseLost(CallsheetError):
+    """The lease under which a shard is made is not ours any more; another process may be making it."""
+
+
 class Budget(CallsheetError):
     """The estimate or the meter passed ``max_cost``."""
 
@@ -104,6 +109,7 @@ POLICIES: dict[type[Exception], Policy] = {
     BadOutput: Policy(retake=True),
     AssemblyFault: Policy(),
     StoreFault: Policy(stops_engines=True, stops_assembly=True),
+    LeaseLost: Policy(stops_engines=True, stops_assembly=True),
     Budget: Policy(stops_engines=True),
 }
 #: A failure of no known class is a defect of ours: it costs its shot, never a retry and never the batch.

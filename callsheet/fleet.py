@@ -181,7 +181,7 @@ class Fleet(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Fleet:
         if self.provider == "draft":
-            if self.hosts:
+            if self.hosts not in ((), (DRAFT_HOST,)):
                 raise ValueError(
                     'provider "draft" brings its own host; hosts are listed with provider "static"'
                 )

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from callsheet.fleet import Lane
+from callsheet.meter import LaneMeter
 from callsheet.plan import Plan
 from callsheet.schedule import Failure
 from callsheet.takes import Check
@@ -100,6 +102,35 @@ class ManifestLane(LaneTime):
     engine: str
     steps: int
     seconds: float = Field(description="of its engine, loading models included")
+
+    @classmethod
+    def of(cls, lane: Lane, meter: LaneMeter) -> ManifestLane:
+        parts = {part: round(seconds, 3) for part, seconds in meter.parts().items()}
+        return cls(
+            lane=lane.name,
+            host=lane.host.name,
+            engine=lane.engine.name,
+            steps=meter.steps,
+            seconds=round(meter.seconds, 3),
+            **parts,
+        )
+
+    @classmethod
+    def joined(cls, lanes: Iterable[ManifestLane]) -> list[ManifestLane]:
+        """One entry for each lane, where several runs used it."""
+        by_name: dict[str, list[ManifestLane]] = {}
+        for lane in lanes:
+            by_name.setdefault(lane.lane, []).append(lane)
+        return [
+            mine[0].model_copy(
+                update={
+                    **LaneTime.sum_of(mine),
+                    "steps": sum(lane.steps for lane in mine),
+                    "seconds": round(sum(lane.seconds for lane in mine), 3),
+                }
+            )
+            for mine in by_name.values()
+        ]
 
 
 class ManifestHost(LaneTime):

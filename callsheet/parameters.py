@@ -52,12 +52,25 @@ class ProduceParameters(BaseModel):
         default_factory=list,
         description="Folders, besides the script's own, that paths in the CSVs may lead to.",
     )
+    work_pool: str = Field(
+        default="",
+        description="Prefect work pool whose workers make the batch in shards; this process alone where empty.",
+    )
+    shard_shots: int = Field(
+        default=200, ge=1, description="About how many shots a worker of the work pool makes in one go."
+    )
     workflows: Path = Field(default=SHIPPED_WORKFLOWS, description="Folder of the ComfyUI workflows.")
 
     @property
     def batch_name(self) -> str:
         """The batch's name, fit to be a folder's."""
         return file_name(self.batch or self.script.stem)
+
+    @property
+    def store_anywhere(self) -> str:
+        """The store's setting, as another process, or a machine that shares the folder, understands it."""
+        is_address = "://" in self.store or self.store.startswith("block:")
+        return self.store if is_address else str(Path(self.store).resolve())
 
     def plan(self, fleet: Fleet) -> Plan:
         """Reads the script with all that it names and plans it.

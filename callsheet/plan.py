@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -333,10 +333,29 @@ class Plan:
             self.steps[clip.key] = replace(clip, needs=_clip_needs(shot_plan))
         return new, dropped
 
+    def leave_only(self, shot_ids: Collection[str]) -> None:
+        """Takes every other shot out, with the takes that nobody else needs, and all programmes."""
+        for shot_id in [shot_id for shot_id in self.shots if shot_id not in shot_ids]:
+            shot = self.shots.pop(shot_id)
+            for key in shot.keys:
+                self._users[key].discard(shot_id)
+        programmes = set(self.programmes.values())
+        self.programmes, self.titles = {}, {}
+        for key in [key for key in self.steps if key in programmes or not self._users[key]]:
+            del self.steps[key]
+
     def shots_with(self, key: str) -> list[ShotPlan]:
         """The shots that need this take, in the order of the script."""
         users = self._users.get(key, set())
         return sorted((self.shots[shot_id] for shot_id in users), key=lambda plan: plan.shot.row)
+
+    def cost(self, keys: Iterable[str]) -> float:
+        """About what the engines' part of these takes costs, in $."""
+        prices = {
+            engine: _price_per_second(self.fleet, engine)
+            for engine in {s.engine for s in self.steps.values()}
+        }
+        return sum(self.steps[key].seconds * prices[self.steps[key].engine] for key in keys)
 
     def estimates(self, done: frozenset[str] | set[str] = frozenset()) -> list[Estimate]:
         """Per engine, what is left to do but for the keys in ``done``."""

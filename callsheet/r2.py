@@ -32,6 +32,8 @@ from callsheet.timing import scaled
 
 #: Answers that mean that there is no such object; HEAD has no body and gives the bare status.
 _ABSENT = ("NoSuchKey", "404", "NotFound")
+#: Answers that mean that a conditional write came too late; two at once give 409.
+_CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412")
 #: Presigned addresses live for a day; R2 allows up to seven.
 _URL_SECONDS = 86_400
 
@@ -80,6 +82,10 @@ class R2Settings:
         )
 
 
+class _Conflict(Exception):
+    """The object is not as the condition of a write says."""
+
+
 class R2Store:
     """A bucket, or a folder of one, as a store."""
 
@@ -117,6 +123,25 @@ class R2Store:
                     str(content), self.settings.bucket, self._key(path), ExtraArgs=kind, Config=self._transfer
                 )
 
+    def put_if(self, path: str, content: bytes, version: str | None) -> bool:
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        try:
+            with self._faults(path):
+                self._client.put_object(
+                    Bucket=self.settings.bucket,
+                    Key=self._key(path),
+                    Body=content,
+                    ContentType=_content_type(path),
+                    **condition,
+                )
+        except (_Conflict, FileNotFoundError):  # IfMatch on what is gone is "no such key"
+            return False
+        return True
+
+    def version(self, path: str) -> str | None:
+        head = self._head(path)
+        return None if head is None else str(head["ETag"])
+
     def get(self, path: str) -> bytes:
         with self._faults(path):
             answer = self._client.get_object(Bucket=self.settings.bucket, Key=self._key(path))
@@ -150,12 +175,8 @@ class R2Store:
             )
 
     def size(self, path: str) -> int | None:
-        try:
-            with self._faults(path):
-                answer = self._client.head_object(Bucket=self.settings.bucket, Key=self._key(path))
-        except FileNotFoundError:
-            return None
-        return int(answer["ContentLength"])
+        head = self._head(path)
+        return None if head is None else int(head["ContentLength"])
 
     def list(self, prefix: str) -> Iterator[StoredFile]:
         pages = self._client.get_paginator("list_objects_v2")
@@ -182,6 +203,16 @@ class R2Store:
     def __str__(self) -> str:
         return f"r2://{self.settings.bucket}/{self.settings.prefix}".rstrip("/")
 
+    def _head(self, path: str) -> dict[str, Any] | None:
+        try:
+            with self._faults(path):
+                answer: dict[str, Any] = self._client.head_object(
+                    Bucket=self.settings.bucket, Key=self._key(path)
+                )
+        except FileNotFoundError:
+            return None
+        return answer
+
     def _key(self, path: str) -> str:
         return f"{self.settings.prefix}/{check_path(path)}" if self.settings.prefix else check_path(path)
 
@@ -194,6 +225,8 @@ class R2Store:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _ABSENT:
                 raise FileNotFoundError(path) from None
+            if code in _CONFLICTS:
+                raise _Conflict from None
             message = error.response.get("Error", {}).get("Message", "")
             raise StoreFault(f"store {self}: {path}: {code} {message}".rstrip()) from error
         except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:

@@ -11,7 +11,7 @@ missing, or not as long as its sidecar says, is no take: it is made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ def find_takes(plan: Plan, store: Store, batch: str) -> dict[str, Sidecar]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         while steps := [step for step in plan.steps.values() if step.key not in asked]:
             asked |= {step.key for step in steps}
-            for sidecar in pool.map(lambda step: _find(step, journalled, store), steps):
+            for sidecar in pool.map(lambda step: find_take(step, store, journalled), steps):
                 if sidecar is not None:
                     found[sidecar.key] = sidecar
             _fit_to_narrations(plan, found)
@@ -50,8 +50,12 @@ def _fit_to_narrations(plan: Plan, found: dict[str, Sidecar]) -> None:
             plan.fit_to_narration(shot_id, shot.narration_seconds(found[shot.speech].take))
 
 
-def _find(step: Step, journalled: dict[str, Sidecar], store: Store) -> Sidecar | None:
-    """The step's take, where it is committed and its media is as long as it was."""
+def find_take(step: Step, store: Store, journalled: Mapping[str, Sidecar] | None = None) -> Sidecar | None:
+    """The step's take, where it is committed and its media is as long as it was.
+
+    A sidecar in ``journalled`` is believed without asking the store for it.
+    """
+    journalled = journalled or {}
     sidecar = journalled.get(step.key) or _read_sidecar(step, store)
     if sidecar is None or store.size(sidecar.take.file) != sidecar.take.bytes:
         return None

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from callsheet.errors import CallsheetError, HostFault, name_of, policy_of, reason_of
+from callsheet.errors import HostFault, name_of, policy_of, reason_of
 from callsheet.fleet import SPEECH, Lane
 from callsheet.limits import vram_slots
 from callsheet.plan import ASSEMBLY, Demand, Step
@@ -31,6 +31,10 @@ class Failure:
     step: str
     error: str
     reason: str
+
+    @classmethod
+    def of(cls, step: Step, error: BaseException) -> Failure:
+        return cls(step.name, name_of(error), reason_of(error))
 
 
 @dataclass
@@ -209,7 +213,7 @@ class StepQueue:
     def fail(self, step: Step, lane: Lane | None, error: BaseException) -> None:
         """A running step failed on ``lane`` for good: another lane takes it, or it is given up, as the policy says."""
         policy = policy_of(error)
-        failure = Failure(step.name, name_of(error), reason_of(error))
+        failure = Failure.of(step, error)
         if policy.stops_engines:
             self.stop(failure, assembly=policy.stops_assembly)
             self._give_up(step.key, failure)
@@ -263,9 +267,9 @@ class StepQueue:
             if entry.running_on is None and (assembly or entry.step.engine != ASSEMBLY):
                 self._give_up(key, failure)
 
-    def give_up(self, step: Step, error: CallsheetError) -> None:
+    def give_up(self, step: Step, failure: Failure) -> None:
         """Gives a step up, and with it all that needs it."""
-        self._give_up(step.key, Failure(step.name, error.name, str(error)))
+        self._give_up(step.key, failure)
 
     @property
     def is_empty(self) -> bool:
@@ -396,8 +400,7 @@ class StepQueue:
         """Why nobody can do a step."""
         reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
         needs = f"no host has {step.vram_gb:g} GB for {step.signature}"
-        fault = HostFault(f"no host is left for {step.engine} ({reasons or needs})")
-        return Failure(step.name, fault.name, str(fault))
+        return Failure.of(step, HostFault(f"no host is left for {step.engine} ({reasons or needs})"))
 
     def _give_up(self, key: str, failure: Failure) -> None:
         """Gives up the step and all that waits for it, directly or not."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -42,6 +43,16 @@ class Store(Protocol):
 
     def put(self, path: str, content: Path | bytes) -> None:
         """Writes a file or bytes, whole or not at all; replaces what stood there."""
+
+    def put_if(self, path: str, content: bytes, version: str | None) -> bool:
+        """Writes ``content`` where the file still is the ``version`` that `version` told, or still is not there (None).
+
+        Returns:
+            Whether it was written; where not, somebody else wrote in between.
+        """
+
+    def version(self, path: str) -> str | None:
+        """A mark of the file's content, for `put_if`; None where there is no such file."""
 
     def get(self, path: str) -> bytes:
         """The bytes of a file."""
@@ -86,6 +97,23 @@ class LocalFolder:
                 shutil.copyfile(content, temporary)
 
         self._write(path, write)
+
+    def put_if(self, path: str, content: bytes, version: str | None) -> bool:
+        with self._faults(path):
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            lock = (self._incoming / ".conditional.lock").open("w")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.version(path) != version:
+                return False
+            self.put(path, content)
+            return True
+
+    def version(self, path: str) -> str | None:
+        try:
+            return hashlib.sha256(self.get(path)).hexdigest()
+        except FileNotFoundError:
+            return None
 
     def get(self, path: str) -> bytes:
         with self._faults(path):

@@ -162,9 +162,9 @@ def attempt_seed(key: str, requested: int | None, n: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{key}.{n}".encode()).digest()[:6], "big")
 
 
-def attempt_path(kind: StepKind, key: str, n: int, suffix: str) -> str:
-    """Where attempt ``n`` lies in the store."""
-    return f"takes/{kind}/{key}.{n}{suffix}"
+def attempt_path(kind: StepKind, key: str, n: int, suffix: str, run: str = "") -> str:
+    """Where attempt ``n`` lies in the store. With ``run``, no other run writes there."""
+    return f"takes/{kind}/{key}.{n}{'-' if run else ''}{run}{suffix}"
 
 
 def sidecar_path(kind: StepKind, key: str) -> str:

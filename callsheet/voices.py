@@ -72,6 +72,12 @@ class Voice(BaseModel):
         """The reference recording. Raises ValueError where its path is wrong."""
         return InputFile.read(self._roots.resolve(self.audio))
 
+    def recorded_in(self, recording: InputFile) -> Voice:
+        """The same voice with its reference recording in another place."""
+        voice = self.model_copy()
+        voice.__dict__["prompt_audio"] = recording
+        return voice
+
     def mistakes(self, *, commercial: bool, today: datetime.date) -> Iterator[Mistake]:
         """What makes this voice unfit for use today; ``commercial`` asks for a licence that allows it."""
         if self.consent.lower() not in GIVEN:

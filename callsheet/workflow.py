@@ -38,7 +38,7 @@ from callsheet.loras import add_loras
 
 __all__ = [
     "COUNTERS", "FILE_VARIABLES", "OWN_VARIABLES", "PLACEHOLDER", "SHIPPED_WORKFLOWS", "Graph", "Value", "Variable",
-    "Workflow", "canonical", "is_link", "number", "read_graph", "read_workflow", "read_workflows",
+    "Workflow", "canonical", "is_link", "make_workflow", "number", "read_graph", "read_workflow", "read_workflows",
 ]  # fmt: skip
 
 #: A graph in API format: node id to {"class_type", "inputs"}.
@@ -82,11 +82,17 @@ class Workflow(Declaration):
 
     _name: str = PrivateAttr()
     _graph: Graph = PrivateAttr()
+    _declared: dict[str, Any] = PrivateAttr()
     _sha256: str = PrivateAttr()
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def source(self) -> tuple[dict[str, Any], Graph]:
+        """The declaration and the graph as they were read, for `make_workflow`."""
+        return self._declared, self._graph
 
     @property
     def sha256(self) -> str:
@@ -337,17 +343,23 @@ def read_workflow(path: Path) -> Workflow:
         raise BadInput(
             f"{companion.name}: found TOML that does not parse ({error}); expected a declaration"
         ) from None
+    return make_workflow(path.stem, declared, graph)
+
+
+def make_workflow(name: str, declared: dict[str, Any], graph: Graph) -> Workflow:
+    """The workflow of a graph and its declaration as read. Raises BadInput that names the declaration's file."""
+    companion = f"{name}.toml"
     try:
         workflow = Workflow.model_validate(declared)
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{companion.name}: found {'.'.join(map(str, first['loc']))}: {reason}") from None
-    workflow._name, workflow._graph = path.stem, graph
+        raise BadInput(f"{companion}: found {'.'.join(map(str, first['loc']))}: {reason}") from None
+    workflow._name, workflow._graph, workflow._declared = name, graph, declared
     # The table as it is written, so that a field which it may have one day changes no key of today.
     workflow._sha256 = hashlib.sha256(canonical([graph, declared.get("windows")]).encode()).hexdigest()
     for found, expected in _mistakes(workflow, graph):
-        raise BadInput(f"{companion.name}: found {found}; expected {expected}")
+        raise BadInput(f"{companion}: found {found}; expected {expected}")
     return workflow
 
 

@@ -11,9 +11,7 @@ which and why; everything else is published, and running it again makes only wha
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -26,18 +24,17 @@ from blocks.fleet import open_fleet
 from blocks.store import open_store
 from callsheet.batch import Batch
 from callsheet.errors import Budget, CallsheetError, StoreFault
-from callsheet.fleet import Lane
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.parameters import ProduceParameters
-from callsheet.plan import ASSEMBLY, Plan, lanes_for
+from callsheet.plan import Plan
 from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
-from tasks.assembly import assembly_bench
-from tasks.hosts import open_hosts
+from flows.render import deploy_render
+from tasks.making import make_takes
 from tasks.production import Production
 from tasks.publish import now, publish_batch
-from tasks.turns import run_lane
+from tasks.shards import end_earlier_shards, make_in_shards
 
 
 def _run_name() -> str:
@@ -68,25 +65,25 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
 
 async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> tuple[Manifest, Batch]:
     """All stages after the plan: find what is done, run the lanes, assemble, publish."""
-    started, logger = now(), get_run_logger()
-    found = await asyncio.to_thread(find_takes, plan, store, parameters.batch_name)
-    batch = Batch(
-        name=parameters.batch_name,
-        plan=plan,
-        lanes=list(plan.fleet.lanes()),
-        found=found,
-        retakes=parameters.retakes,
-        max_cost=parameters.max_cost,
+    started, run_id = now(), str(runtime.flow_run.id or uuid4())[:8]
+    await end_earlier_shards(store, parameters.batch_name)
+    batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
+    get_run_logger().info(
+        "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
     )
-    logger.info("%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps))
     _check_budget(batch)
-    lanes = lanes_for((step for step in plan.steps.values() if step.key not in batch.takes), plan.fleet)
+    if parameters.work_pool:
+        deployment = await deploy_render(parameters.work_pool)
+        results = await make_in_shards(batch, store, run_id, parameters, deployment)
+        before = set(batch.takes)
+        batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
+        batch.take_over(results, before)
     with scratch_folder() as scratch:
-        production = Production(batch, store, scratch, run_id=str(runtime.flow_run.id or uuid4())[:8])
+        production = Production(batch, store, scratch, run_id)
         manifest: list[Manifest] = []
 
         async def work() -> None:
-            await _run_lanes(production, lanes)
+            await make_takes()
             _check_store(batch)
             manifest.append(await publish_batch(batch.name, started))
 
@@ -94,27 +91,21 @@ async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> t
     return manifest[0], batch
 
 
-async def _run_lanes(production: Production, lanes: Sequence[Lane]) -> None:
-    """The lanes, and beside them the benches that assemble, until nothing is left to do.
-
-    Hosts are given back when the lanes are done, not when the last programme is joined.
-    """
-    benches = [asyncio.create_task(assembly_bench()) for _ in range(max(1, os.cpu_count() or 1))]
-    try:
-        async with open_hosts(production.batch.plan.fleet, lanes) as clients:
-            production.clients.update(clients)
-            await asyncio.gather(*(run_lane(lane.name) for lane in lanes))
-        await production.settled()
-        await asyncio.gather(*benches)
-    finally:
-        for bench in benches:
-            bench.cancel()
+def _open_batch(parameters: ProduceParameters, plan: Plan, store: Store) -> Batch:
+    """The batch with the takes that are there."""
+    return Batch(
+        name=parameters.batch_name,
+        plan=plan,
+        lanes=list(plan.fleet.lanes()),
+        found=find_takes(plan, store, parameters.batch_name),
+        retakes=parameters.retakes,
+        max_cost=parameters.max_cost,
+    )
 
 
 def _check_budget(batch: Batch) -> None:
     """Raises Budget where the plan cannot be finished under the cap: better nothing than half of it by surprise."""
-    estimates = batch.plan.estimates(set(batch.takes))
-    cost = sum(estimate.cost for estimate in estimates if estimate.engine != ASSEMBLY)
+    cost = batch.plan.cost(key for key in batch.plan.steps if key not in batch.takes)
     if batch.max_cost is not None and cost > batch.max_cost:
         raise Budget(
             f"batch {batch.name}: about ${cost:.2f} is needed and the cap is ${batch.max_cost:.2f}; nothing was started"

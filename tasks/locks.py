@@ -63,11 +63,25 @@ _AWAY = (httpx.TransportError, httpx.HTTPStatusError)
 class Lease:
     """Slots of a limit that are ours until they are released, or lost."""
 
-    def __init__(self, name: str, slots: int, lease_id: UUID) -> None:
+    def __init__(self, name: str, slots: int, lease_id: UUID, asked: float) -> None:
+        """``asked`` is when it was asked for, by `clock`."""
         self.name, self.slots, self.id = name, slots, lease_id
-        self.since = time.monotonic()
-        self.lost = False
+        self.renewed = asked
         self.renewal: asyncio.Task[None] | None = None
+        self._ended = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is not ours any more: released, refused, or not renewed in time, as after a process was stopped."""
+        return self._ended or clock() > self.renewed + LEASE_SECONDS - MARGIN_SECONDS
+
+    def end(self) -> None:
+        self._ended = True
+
+
+def clock() -> float:
+    """Seconds that pass also while the machine sleeps, where the system can tell."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Locks:
@@ -150,7 +164,7 @@ class Locks:
         if lease.renewal is not None:
             lease.renewal.cancel()
         if not lease.lost:
-            lease.lost = True
+            lease.end()
             await asyncio.shield(self._kept(self._give_back(lease.id)))
 
     @asynccontextmanager
@@ -204,6 +218,7 @@ class Locks:
 
     async def _try(self, name: str, slots: int) -> Lease | None:
         """Takes slots where they are free; None where they are not, or the server is away."""
+        asked = clock()
         request = asyncio.ensure_future(self._increment(name, slots))
         try:
             lease_id = await asyncio.shield(request)
@@ -212,7 +227,7 @@ class Locks:
             raise
         if lease_id is None:
             return None
-        lease = Lease(name, slots, lease_id)
+        lease = Lease(name, slots, lease_id, asked)
         lease.renewal = asyncio.create_task(self._renew(lease))
         return lease
 
@@ -245,23 +260,22 @@ class Locks:
 
     async def _renew(self, lease: Lease) -> None:
         """Renews a lease until it is released. One that cannot be renewed in time is lost."""
-        renewed = time.monotonic()
         while True:
-            missed = time.monotonic() - renewed > RENEW_SECONDS + POLL_SECONDS
+            missed = clock() - lease.renewed > RENEW_SECONDS + POLL_SECONDS
             await asyncio.sleep(POLL_SECONDS if missed else min(RENEW_SECONDS, scaled(RENEW_SECONDS)))
-            asked = time.monotonic()
+            asked = clock()
             try:
                 # The client tries again by itself, for minutes: no longer than the lease lasts.
-                async with asyncio.timeout(max(1.0, renewed + LEASE_SECONDS - MARGIN_SECONDS - asked)):
+                async with asyncio.timeout(max(1.0, lease.renewed + LEASE_SECONDS - MARGIN_SECONDS - asked)):
                     await self._client.renew_concurrency_lease(lease.id, LEASE_SECONDS)
-                renewed = asked
+                lease.renewed = asked
             except Exception as error:
                 gone = (
                     isinstance(error, httpx.HTTPStatusError)
                     and error.response.status_code == httpx.codes.GONE
                 )
-                if gone or time.monotonic() - renewed > LEASE_SECONDS - 2 * MARGIN_SECONDS:
-                    lease.lost = True
+                if gone or clock() - lease.renewed > LEASE_SECONDS - 2 * MARGIN_SECONDS:
+                    lease.end()
                     get_run_logger().warning("the lease of %s is lost: %s", lease.name, error)
                     if self._tell is not None:
                         await self._tell()

@@ -24,14 +24,14 @@ from typing import Any, Protocol
 from callsheet.batch import Batch
 from callsheet.engines.comfyui_answers import Output
 from callsheet.engines.speech import Recording
-from callsheet.errors import HostFault, StoreFault
+from callsheet.errors import HostFault, LeaseLost, StoreFault
 from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
 from callsheet.limits import limits_of
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import Neighbours, VoiceProfile, profile_of
 from callsheet.plan import Step
-from callsheet.resume import journal_path
+from callsheet.resume import find_take, journal_path
 from callsheet.store import Store
 from callsheet.takes import Sidecar, attempt_path
 from callsheet.timing import scaled
@@ -137,7 +137,8 @@ class Canary:
 class Production:
     """A batch, the clients of its lanes, its store, and a folder for temporary files."""
 
-    def __init__(self, batch: Batch, store: Store, scratch: Path, run_id: str) -> None:
+    def __init__(self, batch: Batch, store: Store, scratch: Path, run_id: str, shard: str = "") -> None:
+        """``shard`` is the limit whose one slot this run must hold to commit anything, where it makes a shard."""
         self.batch = batch
         self.store = store
         self.scratch = scratch
@@ -154,12 +155,16 @@ class Production:
         #: The lines that passed, by voice, engine and revision.
         self.neighbours: dict[tuple[str, str, str], Neighbours] = {}
         self._profiles: dict[str, VoiceProfile] = {}
+        self._run_id = run_id
         self._journal = journal_path(batch.name, run_id)
         self._journalled = 0
         self._changed = asyncio.Condition()
         self._background: set[asyncio.Task[None]] = set()
         #: So many attempts may lie here to be fetched, checked and stored; then the lanes wait.
         self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
+        self._shard = shard
+        self._shard_lease: Lease | None = None
+        self._shard_lost = asyncio.Event()
         self.locks: Locks
         self.memory: GpuMemory
         self.turns: dict[str, Turn] = {}
@@ -300,7 +305,8 @@ class Production:
 
     async def keep(self, step: Step, n: int, path: Path) -> dict[str, Any]:
         """Brings attempt ``n`` from the scratch folder into the store; where it lies there, its hash and size."""
-        target = attempt_path(step.kind, step.key, n, path.suffix)
+        # A run that was thought dead may still write: never over the media of the one that took its place.
+        target = attempt_path(step.kind, step.key, n, path.suffix, self._run_id if self._shard else "")
 
         def put() -> dict[str, Any]:
             file = InputFile.read(path)
@@ -312,11 +318,33 @@ class Production:
         return await asyncio.to_thread(put)
 
     async def commit(self, step: Step, sidecar: Sidecar, path: str) -> None:
-        """Writes the sidecar, which makes the take one, and lets go what waited for it."""
-        content = sidecar.model_dump_json(indent=1).encode()
-        await asyncio.to_thread(self.store.put, path, content)
+        """Writes the sidecar, which makes the take one, and lets go what waited for it.
+
+        Where another run has committed the same take meanwhile, that one is used.
+
+        Raises:
+            LeaseLost: this run makes a shard that may be another's by now.
+        """
+        self.check_lease()
+        committed = await asyncio.to_thread(self._write_sidecar, step, sidecar, path)
         async with self.changing() as batch:
-            batch.commit(step, sidecar)
+            batch.commit(step, committed, ours=committed == sidecar)
+
+    def _write_sidecar(self, step: Step, sidecar: Sidecar, path: str) -> Sidecar:
+        """Writes over nothing but what this run found, and knows to be out of date. Returns what stands there then."""
+        content = sidecar.model_dump_json(indent=1).encode()
+        version: str | None = None
+        while not self.store.put_if(path, content, version):
+            version = self.store.version(path)
+            other = find_take(step, self.store)
+            if other and other.sources == sidecar.sources and other != self.batch.found.get(step.key):
+                return other
+        return sidecar
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost where this run makes a shard and its lease is not its own any more."""
+        if self._shard_lease is not None and self._shard_lease.lost:
+            raise LeaseLost(f"the lease of {self._shard} was lost; another run may be making the shard")
 
     async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Starts work that no lane waits for, once there is room for it; `run` waits for it before it ends."""
@@ -335,10 +363,12 @@ class Production:
         token = _current.set(self)
         journal = asyncio.create_task(self._keep_journal())
         try:
-            async with Locks(limits_of(self.batch.plan.fleet), lost=self._lost) as self.locks:
+            limits = limits_of(self.batch.plan.fleet) | ({self._shard: 1} if self._shard else {})
+            async with Locks(limits, lost=self._lost) as self.locks:
                 self.memory = GpuMemory(self.locks, self.clients, self.batch.unloaded)
-                await work()
-                await self.settled()
+                async with self._own_shard():
+                    await work()
+                    await self.settled()
         finally:
             journal.cancel()
             for task in self._background:
@@ -348,8 +378,33 @@ class Production:
             await self._write_journal()
             _current.reset(token)
 
+    @asynccontextmanager
+    async def _own_shard(self) -> AsyncIterator[None]:
+        """Holds the shard's lease for as long as the block lasts; the block ends with LeaseLost when it is lost."""
+        if not self._shard:
+            yield
+            return
+        lease = self._shard_lease = await self.locks.take(self._shard, wanted=lambda: True)
+        assert lease is not None
+        block = asyncio.current_task()
+        assert block is not None
+        lost = asyncio.create_task(self._shard_lost.wait())
+        lost.add_done_callback(lambda done: None if done.cancelled() else block.cancel())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._shard_lost.is_set():
+                block.uncancel()
+                self.check_lease()
+            raise
+        finally:
+            lost.cancel()
+            await self.locks.release(lease)
+
     async def _lost(self) -> None:
         """A lease is lost: lanes that wait for work look whether it is theirs."""
+        if self._shard_lease is not None and self._shard_lease.lost:
+            self._shard_lost.set()
         async with self._changed:
             self._changed.notify_all()
 

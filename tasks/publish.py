@@ -19,12 +19,10 @@ from prefect.logging import get_run_logger
 from pydantic import ValidationError
 
 from callsheet.batch import Batch
-from callsheet.fleet import Lane
 from callsheet.manifest import (
     LaneTime,
     Manifest,
     ManifestHost,
-    ManifestLane,
     ManifestProgramme,
     ManifestShot,
     ShotFailure,
@@ -35,7 +33,6 @@ from callsheet.manifest import (
 from callsheet.media.captions import Cue, make_cues, write_captions
 from callsheet.media.narration import spoken_windows
 from callsheet.media.video import poster
-from callsheet.meter import LaneMeter
 from callsheet.plan import ShotPlan
 from callsheet.report.page import report_files
 from callsheet.store import Store
@@ -178,7 +175,7 @@ class _Publisher:
     def _manifest(self, shots: list[ManifestShot], programmes: list[ManifestProgramme]) -> Manifest:
         batch, script = self.batch, self.batch.plan.script
         done = [shot for shot in shots if shot.state == "done"]
-        lanes = [_lane(batch.queue.lanes[name], meter) for name, meter in batch.meters.items()]
+        lanes = batch.lane_times()
         totals = Totals(
             shots=len(shots),
             done=len(done),
@@ -205,17 +202,6 @@ class _Publisher:
             hosts=ManifestHost.of(lanes),
             notes=list(script.notes),
         )
-
-
-def _lane(lane: Lane, meter: LaneMeter) -> ManifestLane:
-    return ManifestLane(
-        lane=lane.name,
-        host=lane.host.name,
-        engine=lane.engine.name,
-        steps=meter.steps,
-        seconds=round(meter.seconds, 3),
-        **{part: round(seconds, 3) for part, seconds in meter.parts().items()},
-    )
 
 
 async def _show_lanes(manifest: Manifest) -> None:

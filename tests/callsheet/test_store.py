@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def test_put_replaces_and_delete_removes(store: Store) -> None:
     assert store.get("a.json") == b"second"
     store.delete("a.json")
     assert store.size("a.json") is None
+
+
+def test_conditional_write_of_one_who_came_second_is_refused(store: Store) -> None:
+    assert store.version("hosts/a.json") is None
+    assert store.put_if("hosts/a.json", b"1", None)
+    assert not store.put_if("hosts/a.json", b"2", None)
+    version = store.version("hosts/a.json")
+    assert store.put_if("hosts/a.json", b"3", version)
+    assert not store.put_if("hosts/a.json", b"4", version)
+    assert store.get("hosts/a.json") == b"3"
+    store.delete("hosts/a.json")
+    assert not store.put_if("hosts/a.json", b"5", version)
+
+
+def test_of_many_who_write_at_once_one_wins(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.put_if("x.json", str(n).encode(), None), range(8)))
+    assert sum(won) == 1
+    assert store.get("x.json") == str(won.index(True)).encode()
 
 
 @pytest.mark.parametrize("path", ["../a", "/etc/passwd", "a/../../b", "a\0b"])
