@@ -358,5 +358,5 @@ def test_bad_output_is_not_the_queues_business() -> None:
     one = step("one")
     queue = StepQueue([one], [A])
     queue.take(A)
-    queue.give_up(one, BadOutput("black"))
+    queue.give_up(one, Failure.of(one, BadOutput("black")))
     assert queue.failures["one"].reason == "black"
