@@ -329,6 +329,9 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def told(self, text: str) -> None:
+        console.print(text, markup=False)
+
     def changed(self, batch: Batch) -> None:
         total = len(batch.plan.steps)
         if self._task is None:

@@ -1,7 +1,7 @@
 """A plan on its way to other machines: all that it is made from, in the store.
 
     pack(plan, store, "batches/demo/shards/1a2b/plan.json")       # here
-    plan = unpack(store, "batches/demo/shards/1a2b/plan.json", folder)   # there
+    plan = unpack(store, "batches/demo/shards/1a2b/plan.json", ["lh-01"], folder)   # there
 
 The script as it was read, the workflows and the fleet travel in one JSON file; recordings and pictures lie under
 ``inputs/<sha256>`` beside it. So a worker needs no file of the machine that read the script, and a script that is
@@ -11,7 +11,7 @@ edited meanwhile changes nothing. Keys, tokens and other secrets are in none of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from callsheet.errors import BadInput, StoreFault
 from callsheet.fleet import Fleet
 from callsheet.inputs import InputFile
 from callsheet.plan import Plan, make_plan
-from callsheet.script import Script
+from callsheet.script import SHOT_IMAGE, Script, Shot
 from callsheet.store import Store
 from callsheet.workflow import canonical, make_workflow
 
@@ -68,8 +68,10 @@ def pack(plan: Plan, store: Store, path: str) -> None:
     store.put(path, packed.model_dump_json(by_alias=True).encode())
 
 
-def unpack(store: Store, path: str, folder: Path) -> Plan:
-    """The plan at ``path``; recordings and pictures are brought to ``folder``, or read where they lie.
+def unpack(store: Store, path: str, shot_ids: Collection[str], folder: Path) -> Plan:
+    """The plan at ``path``, of these shots alone.
+
+    Recordings and pictures that they are made from are brought to ``folder``, or read where they lie.
 
     Raises:
         BadInput: this machine's version of Callsheet would make other takes of it.
@@ -78,12 +80,15 @@ def unpack(store: Store, path: str, folder: Path) -> Plan:
     try:
         packed = PackedPlan.model_validate_json(store.get(path))
         script = _SCRIPT.validate_python(packed.script)
+        shots = _with_sources(script, shot_ids)
+        used = {shot.voice for shot in shots} | {shot.image for shot in shots}
         voices = {
-            name: voice.recorded_in(_fetched(store, packed.recordings[name], folder))
+            name: voice.recorded_in(_brought(store, packed.recordings[name], folder, wanted=name in used))
             for name, voice in script.voices.items()
         }
         images = {
-            cell: _fetched(store, image.path.as_posix(), folder) for cell, image in script.images.items()
+            cell: _brought(store, image.path.as_posix(), folder, wanted=cell in used)
+            for cell, image in script.images.items()
         }
     except FileNotFoundError as error:
         raise StoreFault(f"store {store}: {error} is gone; produce the batch again") from None
@@ -93,6 +98,7 @@ def unpack(store: Store, path: str, folder: Path) -> Plan:
     plan = make_plan(replace(script, voices=voices, images=images), packed.fleet, workflows)
     if _mark(plan) != packed.mark:
         raise BadInput(f"{path}: {_OTHER_VERSION}")
+    plan.leave_only(shot_ids)
     return plan
 
 
@@ -109,8 +115,27 @@ def _stored(file: InputFile) -> InputFile:
     return InputFile(Path(_path(file)), file.sha256)
 
 
-def _fetched(store: Store, path: str, folder: Path) -> InputFile:
-    """The file as it lies here. Raises StoreFault where it is not what its name says."""
+def _with_sources(script: Script, shot_ids: Collection[str]) -> list[Shot]:
+    """These shots, and those whose pictures they take."""
+    by_id = {shot.shot_id: shot for shot in script.shots}
+    found: dict[str, Shot] = {}
+    wanted = list(shot_ids)
+    while wanted:
+        if (shot_id := wanted.pop()) not in found:
+            shot = found[shot_id] = by_id[shot_id]
+            if shot.image.startswith(SHOT_IMAGE):
+                wanted.append(shot.image.removeprefix(SHOT_IMAGE))
+    return list(found.values())
+
+
+def _brought(store: Store, path: str, folder: Path, *, wanted: bool) -> InputFile:
+    """The file as it lies here; one that is not wanted stays where it is, and counts by its hash alone.
+
+    Raises:
+        StoreFault: it is not what its name says.
+    """
+    if not wanted:
+        return InputFile(Path(path), Path(path).stem)
     file = InputFile.read(store.fetch(path, folder))
     if not path.startswith(f"inputs/{file.sha256}"):
         raise StoreFault(f"store {store}: {path} is damaged: its hash is {file.sha256[:16]}…")

@@ -334,15 +334,19 @@ class Plan:
         return new, dropped
 
     def leave_only(self, shot_ids: Collection[str]) -> None:
-        """Takes every other shot out, with the takes that nobody else needs, and all programmes."""
+        """Takes every other shot out, with the takes that these are not made from, and all programmes."""
         for shot_id in [shot_id for shot_id in self.shots if shot_id not in shot_ids]:
             shot = self.shots.pop(shot_id)
             for key in shot.keys:
                 self._users[key].discard(shot_id)
-        programmes = set(self.programmes.values())
         self.programmes, self.titles = {}, {}
-        for key in [key for key in self.steps if key in programmes or not self._users[key]]:
-            del self.steps[key]
+        kept: set[str] = set()
+        needed = [key for shot in self.shots.values() for key in shot.keys]
+        while needed:
+            if (key := needed.pop()) not in kept:
+                kept.add(key)
+                needed += self.steps[key].needs
+        self.steps = {key: step for key, step in self.steps.items() if key in kept}
 
     def shots_with(self, key: str) -> list[ShotPlan]:
         """The shots that need this take, in the order of the script."""

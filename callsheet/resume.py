@@ -29,9 +29,12 @@ def journal_path(batch: str, run: str) -> str:
     return f"batches/{batch}/journal-{run}.jsonl"
 
 
-def find_takes(plan: Plan, store: Store, batch: str) -> dict[str, Sidecar]:
-    """The plan's takes that exist, by key. Puts right how many clips cover the narrations that are there."""
-    journalled = {sidecar.key: sidecar for sidecar in _read_journals(store, batch)}
+def find_takes(plan: Plan, store: Store, batch: str, *, journals: bool = True) -> dict[str, Sidecar]:
+    """The plan's takes that exist, by key. Puts right how many clips cover the narrations that are there.
+
+    Without ``journals`` each key is asked for: that is less, where the plan is a small part of a long batch.
+    """
+    journalled = {sidecar.key: sidecar for sidecar in _read_journals(store, batch)} if journals else {}
     found: dict[str, Sidecar] = {}
     asked: set[str] = set()
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -97,17 +97,16 @@ async def _render(parameters: RenderParameters, store: Store, scratch: Path) -> 
 def _open_shard(parameters: RenderParameters, store: Store, scratch: Path) -> Batch:
     """The shard as a batch: its shots, and the takes of theirs that are there."""
     name = file_name(parameters.batch)
-    plan = unpack(store, parameters.plan_path, scratch)
     try:
         shots = json.loads(store.get(parameters.path(f"{parameters.shard}.json")))
     except FileNotFoundError as error:
         raise StoreFault(f"batch {name}: {error} is gone; another run produces it") from None
-    plan.leave_only(set(shots))
+    plan = unpack(store, parameters.plan_path, set(shots), scratch)
     return Batch(
         name=name,
         plan=plan,
         lanes=list(plan.fleet.lanes()),
-        found=find_takes(plan, store, name),
+        found=find_takes(plan, store, name, journals=False),
         retakes=parameters.retakes,
         max_cost=parameters.max_cost,
     )

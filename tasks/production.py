@@ -53,6 +53,9 @@ class Watcher(Protocol):
 
     def changed(self, batch: Batch) -> None: ...
 
+    def told(self, text: str) -> None:
+        """Something that a person should know while it goes on."""
+
 
 @contextlib.contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
@@ -62,6 +65,12 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _watcher.reset(token)
+
+
+def tell_watcher(text: str) -> None:
+    """Lets a person at the terminal know."""
+    if seen := _watcher.get():
+        seen.told(text)
 
 
 @dataclass(frozen=True)

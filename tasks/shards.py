@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from callsheet.parameters import ProduceParameters
 from callsheet.shards import ShardResult, cut, shards_path
 from callsheet.store import Store
 from callsheet.timing import scaled
+from tasks.production import tell_watcher
 
 #: How often the runs are looked at.
 LOOK_SECONDS = 5.0
@@ -50,6 +52,9 @@ UNHELD_SECONDS = 15.0
 PENDING_SECONDS = 600.0
 #: How often a shard is begun before it is given up.
 STARTS = 3
+#: A run that has not begun, and one that has.
+TO_COME = (StateType.SCHEDULED, StateType.PENDING)
+AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
 #: How long nobody may take up a run before that is said.
 PATIENCE_SECONDS = 60.0
 
@@ -85,19 +90,24 @@ async def end_earlier_shards(store: Store, batch: str) -> None:
     files = await _listed(store, shards_path(batch))
     if not files:
         return
-    logger, prefix = get_run_logger(), shard_limit(store, batch)
+    prefix = shard_limit(store, batch)
     # A run that begins now finds no plan and ends.
     for path in files:
         if path.endswith("/plan.json"):
             await asyncio.to_thread(store.delete, path)
     async with get_client() as client:
-        while to_come := await _runs_to_come(client, prefix):
+        while to_come := await _runs_tagged(client, prefix, TO_COME):
             for flow_run in to_come:
                 await client.set_flow_run_state(flow_run.id, Cancelled(message="produced anew"), force=True)
-        while held := [limit for limit in await _limits(client, prefix) if limit.active_slots]:
-            logger.warning(
-                "%s: waits for %d shards of an earlier run, which are at work yet", batch, len(held)
-            )
+        told = False
+        while (
+            held := [limit for limit in await _limits(client, prefix) if limit.active_slots]
+        ) and await _runs_tagged(client, prefix, AT_WORK):
+            if not told:
+                told = True
+                text = f"{batch}: waits for {len(held)} shards of an earlier run, which are at work yet"
+                get_run_logger().warning(text)
+                tell_watcher(text)
             await asyncio.sleep(scaled(LOOK_SECONDS))
         await _forget(client, prefix)
     for path in files:
@@ -156,21 +166,22 @@ class _Keeper:
         while left := [shard for shard in shards if shard.result is None]:
             await asyncio.sleep(scaled(LOOK_SECONDS))
             try:
-                runs = {run.id: run for run in await _runs(self.client, left)}
-                held = {
-                    limit.name for limit in await _limits(self.client, self.limit()) if limit.active_slots
-                }
+                await self.look(left)
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
                     raise
                 self.logger.warning("%s: the Prefect server does not answer: %s", self.batch.name, error)
-                continue
-            for shard in left:
-                assert shard.run is not None
-                if (run := runs.get(shard.run)) is None:
-                    await self.again(shard, "its run is gone from the Prefect server")
-                else:
-                    await self.look_at(shard, run, is_held=self.limit(shard) in held)
+
+    async def look(self, shards: Sequence[_Shard]) -> None:
+        """Looks once at the run of each of these shards."""
+        runs = {run.id: run for run in await _runs(self.client, shards)}
+        limits = await _limits(self.client, self.limit())
+        held = {limit.name for limit in limits if limit.active_slots}
+        for shard in shards:
+            if shard.run is not None and (run := runs.get(shard.run)) is not None:
+                await self.look_at(shard, run, is_held=self.limit(shard) in held)
+            else:
+                await self.again(shard, "its run is gone from the Prefect server")
 
     def limit(self, shard: _Shard | None = None) -> str:
         """The limit of a shard; without one, how those of this run begin."""
@@ -178,7 +189,6 @@ class _Keeper:
 
     async def start(self, shard: _Shard) -> None:
         """Starts a run for the shard; some worker takes it up."""
-        shard.starts += 1
         shard.was_held, shard.unheld_since = False, None
         parameters = {
             "batch": self.batch.name,
@@ -194,8 +204,10 @@ class _Keeper:
             flow_run_name=f"render {self.batch.name} {shard.number}",
             tags=[shard_limit(self.store, self.batch.name)],
             timeout=0,
+            # Asked twice, because the first answer was lost, it is one run.
+            idempotency_key=f"{self.limit(shard)}:{shard.starts}",
         )
-        shard.run = run.id
+        shard.run, shard.starts = run.id, shard.starts + 1
 
     async def look_at(self, shard: _Shard, run: FlowRun, *, is_held: bool) -> None:
         """Sees whether a run has come to something, and begins the shard again where it is dead."""
@@ -209,7 +221,7 @@ class _Keeper:
         if state.is_final() or (state.is_running() and not is_held):
             shard.result = await self.result(shard)
             if shard.result is not None:
-                self.logger.info("%s: shard %d is done", self.batch.name, shard.number)
+                self.tell(f"shard {shard.number} is done", logging.INFO)
                 return
         if state.is_final():
             await self.ended(shard, state)
@@ -219,10 +231,7 @@ class _Keeper:
             await self.crash(shard, run, "its worker took it and never began")
         elif not self.is_taken_up and time.monotonic() - self.began > scaled(PATIENCE_SECONDS):
             self.is_taken_up = True  # said once
-            self.logger.warning(
-                "%s: no worker takes its shards up; start one with: prefect worker start --pool NAME",
-                self.batch.name,
-            )
+            self.tell("no worker takes its shards up; start one with: prefect worker start --pool NAME")
 
     async def ended(self, shard: _Shard, state: State) -> None:
         """A run ended and left no result."""
@@ -256,12 +265,12 @@ class _Keeper:
         if shard.starts >= STARTS:
             self.give_up(shard, f"{reason} ({shard.starts} times)")
             return
-        self.logger.warning("%s: shard %d is begun again: %s", self.batch.name, shard.number, reason)
+        self.tell(f"shard {shard.number} is begun again: {reason}")
         await self.start(shard)
 
     def give_up(self, shard: _Shard, reason: str) -> None:
         fault = HostFault(f"shard {shard.number}: {reason}")
-        self.logger.error("%s: %s", self.batch.name, fault)
+        self.tell(str(fault), logging.ERROR)
         shard.result = ShardResult(
             failures={
                 key: ShotFailure(
@@ -271,6 +280,12 @@ class _Keeper:
                 for key in self.batch.plan.shots[shot_id].keys
             }
         )
+
+    def tell(self, text: str, level: int = logging.WARNING) -> None:
+        """In the log of the run, and at the terminal."""
+        text = f"{self.batch.name}: {text}"
+        self.logger.log(level, "%s", text)
+        tell_watcher(text)
 
     async def cancel(self, shards: Iterable[_Shard]) -> None:
         """Ends the runs that are on their way or at work."""
@@ -329,8 +344,9 @@ async def _runs(client: PrefectClient, shards: Sequence[_Shard]) -> list[FlowRun
     return found
 
 
-async def _runs_to_come(client: PrefectClient, tag: str) -> list[FlowRun]:
-    """The runs with this tag that have not begun."""
-    states = [StateType.SCHEDULED, StateType.PENDING]
-    wanted = FlowRunFilter.model_validate({"tags": {"all_": [tag]}, "state": {"type": {"any_": states}}})
+async def _runs_tagged(client: PrefectClient, tag: str, states: Sequence[StateType]) -> list[FlowRun]:
+    """The runs with this tag in one of these states, at most 200."""
+    wanted = FlowRunFilter.model_validate(
+        {"tags": {"all_": [tag]}, "state": {"type": {"any_": list(states)}}}
+    )
     return await client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=200)

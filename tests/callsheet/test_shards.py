@@ -104,6 +104,16 @@ def test_a_shard_is_planned_without_the_others(plan: Callable[..., Plan]) -> Non
     assert [shot.shot.shot_id for shot in made.shots_with(made.shots["a"].clip)] == ["a"]
 
 
+def test_a_shard_knows_the_takes_of_others_that_it_is_made_from(plan: Callable[..., Plan]) -> None:
+    made = plan(
+        row("hero", "A", visual="flux_dev", prompt="a lamp"),
+        row("c", "C", visual="wan_i2v", prompt="it moves", image="shot:hero"),
+    )
+    made.leave_only({"c"})
+    assert {step.name for step in made.steps.values()} >= {"hero image", "c video", "c clip"}
+    assert "hero clip" not in {step.name for step in made.steps.values()}
+
+
 @pytest.mark.parametrize("run", ["../..", "a/b", "x"])
 def test_no_path_of_a_shard_leaves_its_batch(run: str) -> None:
     with pytest.raises(ValueError, match="is no id of a run"):
@@ -130,14 +140,28 @@ def packed(plan: Callable[..., Plan], tmp_path: Path, script_folder: Path) -> tu
 
 def test_a_plan_that_travelled_is_the_same(packed: tuple[Plan, LocalFolder], tmp_path: Path) -> None:
     made, store = packed
-    there = unpack(store, PLAN, tmp_path)
-    assert there.steps.keys() == made.steps.keys()
-    for step, other in zip(there.steps.values(), made.steps.values(), strict=True):
+    there = unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
+    assert there.steps.keys() == made.steps.keys() - set(made.programmes.values())
+    for step in there.steps.values():
+        other = made.steps[step.key]
         assert (step.name, step.seconds, step.demand) == (other.name, other.seconds, other.demand)
         assert step.inputs.material() == other.inputs.material()
     assert there.fleet == made.fleet
     assert there.script.voices["anna"].prompt_audio.path.is_file()
     assert there.script.images["first.png"].path.is_file()
+
+
+def test_a_shard_brings_what_it_is_made_from_and_no_more(
+    packed: tuple[Plan, LocalFolder], tmp_path: Path
+) -> None:
+    store = packed[1]
+    for file in list(store.list("inputs/")):
+        if file.path.endswith(".png"):
+            store.delete(file.path)
+    there = unpack(store, PLAN, {"a", "c"}, tmp_path)
+    assert {step.name.split()[0] for step in there.steps.values()} == {"a", "c"}
+    with pytest.raises(StoreFault, match="is gone"):
+        unpack(store, PLAN, {"b"}, tmp_path)
 
 
 def test_a_travelling_plan_names_no_path_of_this_machine(
@@ -151,10 +175,10 @@ def test_damaged_inputs_are_not_used(packed: tuple[Plan, LocalFolder], tmp_path:
     recording = made.script.voices["anna"].prompt_audio
     store.put(f"inputs/{recording.sha256}.wav", b"RIFF")
     with pytest.raises(StoreFault, match=r"inputs/.*wav is damaged"):
-        unpack(store, PLAN, tmp_path)
+        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
     store.delete(f"inputs/{recording.sha256}.wav")
     with pytest.raises(StoreFault, match="is gone; produce the batch again"):
-        unpack(store, PLAN, tmp_path)
+        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
 
 
 def test_a_worker_of_another_version_refuses(packed: tuple[Plan, LocalFolder], tmp_path: Path) -> None:
@@ -162,7 +186,7 @@ def test_a_worker_of_another_version_refuses(packed: tuple[Plan, LocalFolder], t
     plan = json.loads(store.get(PLAN))
     store.put(PLAN, json.dumps(plan | {"mark": "0" * 64}).encode())
     with pytest.raises(BadInput, match="another version of Callsheet"):
-        unpack(store, PLAN, tmp_path)
+        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
     store.put(PLAN, json.dumps({"script": {}}).encode())
     with pytest.raises(BadInput, match="another version of Callsheet"):
-        unpack(store, PLAN, tmp_path)
+        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)

@@ -105,7 +105,7 @@ async def test_a_shard_that_is_made_again_makes_what_is_missing(
     state = await make(store, 0)
     assert state.message == "2 takes made", "the line, and the clip that it is in"
     assert [text for text in speaker.texts()[before:] if "canary" not in text] == [
-        "Line one of ann is spoken."
+        "Line two of ann is spoken."
     ]
 
 
