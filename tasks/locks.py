@@ -302,9 +302,7 @@ class Locks:
 
     async def _make_all(self) -> None:
         """Makes and verifies every limit of the fleet, and that of the tag."""
-        there: dict[str, GlobalConcurrencyLimitResponse] = {}
-        while page := await self._client.read_global_concurrency_limits(limit=200, offset=len(there)):
-            there |= {found.name: found for found in page}
+        there = {found.name: found for found in await read_limits(self._client)}
         for name, limit in self._limits.items():
             await self._make(name, limit, there.get(name))
         lanes = {name: found.limit for name, found in there.items() if is_lane_limit(name)}
@@ -352,3 +350,16 @@ class Locks:
         elif ours.value != lanes:
             await self._client.update_variable(VariableUpdate(name=_OURS, value=lanes))
         await self._make(GPU_LIMIT, lanes, found)
+
+
+async def read_limits(client: PrefectClient, size: int = 200) -> list[GlobalConcurrencyLimitResponse]:
+    """Every limit of the server, asked for ``size`` at a time."""
+    found: dict[str, GlobalConcurrencyLimitResponse] = {}
+    read = 0
+    while True:
+        # Rows are counted, not names: where another run makes a limit meanwhile, a page begins with one that was seen.
+        page = await client.read_global_concurrency_limits(limit=size, offset=read)
+        found |= {limit.name: limit for limit in page}
+        read += len(page)
+        if len(page) < size:
+            return list(found.values())

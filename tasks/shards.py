@@ -41,6 +41,7 @@ from callsheet.parameters import ProduceParameters
 from callsheet.shards import ShardResult, cut, shards_path
 from callsheet.store import Store
 from callsheet.timing import scaled
+from tasks.locks import read_limits
 from tasks.production import tell_watcher
 
 #: How often the runs are looked at.
@@ -321,10 +322,8 @@ async def _listed(store: Store, prefix: str) -> list[str]:
 
 async def _limits(client: PrefectClient, prefix: str) -> list[GlobalConcurrencyLimitResponse]:
     """The limits whose names begin so."""
-    found: list[GlobalConcurrencyLimitResponse] = []
-    while page := await client.read_global_concurrency_limits(limit=200, offset=len(found)):
-        found += page
-    return [limit for limit in found if limit.name.startswith((prefix, waiting_limit(prefix)))]
+    names = (prefix, waiting_limit(prefix))
+    return [limit for limit in await read_limits(client) if limit.name.startswith(names)]
 
 
 async def _forget(client: PrefectClient, prefix: str) -> None:

@@ -1,6 +1,7 @@
 """Locks against a real Prefect server: how many hold, who waits, what becomes of a lease."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -8,12 +9,13 @@ from uuid import uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.exceptions import ObjectNotFound
 
 from callsheet.errors import BadInput, HostLacks
 from callsheet.fleet import Fleet
 from callsheet.limits import GPU_TAG, limits_of
-from tasks.locks import Lease, Locks
+from tasks.locks import Lease, Locks, read_limits
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "fresh_limits")
 
@@ -225,3 +227,27 @@ async def test_two_runs_that_start_at_once_make_the_same_limits() -> None:
     assert {name: await allowed(name) for name in draft} == draft
     with pytest.raises(ObjectNotFound):
         await allowed("lane:nobody:comfyui")
+
+
+async def test_limits_are_read_to_the_end_while_another_run_makes_some(name: str) -> None:
+    """Counted by names, the next page was for ever the one that was read already."""
+    async with get_client() as client:
+
+        async def create(new: str) -> None:
+            await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=new, limit=1))
+
+        async def create_more() -> None:
+            for number in itertools.count():
+                await create(f"a-{name}-{number}")
+
+        before = {f"m-{name}-{number}" for number in range(8)}
+        for new in before:
+            await create(new)
+        creating = asyncio.create_task(create_more())
+        try:
+            async with asyncio.timeout(30):
+                found = await read_limits(client, size=2)
+        finally:
+            creating.cancel()
+            await asyncio.wait({creating})
+    assert before <= {limit.name for limit in found}
