@@ -12,7 +12,7 @@ to cover it; it is planned from an estimate and put right by `Plan.fit_to_narrat
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -355,11 +355,10 @@ class Plan:
 
     def cost(self, keys: Iterable[str]) -> float:
         """About what the engines' part of these takes costs, in $."""
-        prices = {
-            engine: _price_per_second(self.fleet, engine)
-            for engine in {s.engine for s in self.steps.values()}
-        }
-        return sum(self.steps[key].seconds * prices[self.steps[key].engine] for key in keys)
+        seconds: dict[str, float] = defaultdict(float)
+        for key in keys:
+            seconds[self.steps[key].engine] += self.steps[key].seconds
+        return sum(_price_per_second(self.fleet, engine) * total for engine, total in seconds.items())
 
     def estimates(self, done: frozenset[str] | set[str] = frozenset()) -> list[Estimate]:
         """Per engine, what is left to do but for the keys in ``done``."""

@@ -89,6 +89,8 @@ class _Conflict(Exception):
 class R2Store:
     """A bucket, or a folder of one, as a store."""
 
+    is_shared = True
+
     def __init__(self, settings: R2Settings) -> None:
         self.settings = settings
         self._client: Any = boto3.client(

@@ -24,6 +24,11 @@ from callsheet.takes import Sidecar, sidecar_path
 _AT_ONCE = 16
 
 
+def run_name(flow_run: str) -> str:
+    """What a flow run calls itself in the names of its files."""
+    return flow_run[:8]
+
+
 def journal_path(batch: str, run: str) -> str:
     """Where a run writes down the takes it commits, one sidecar a line."""
     return f"batches/{batch}/journal-{run}.jsonl"
@@ -70,6 +75,15 @@ def _read_sidecar(step: Step, store: Store) -> Sidecar | None:
         return Sidecar.model_validate_json(store.get(sidecar_path(step.kind, step.key)))
     except (FileNotFoundError, ValidationError):
         return None  # a sidecar that does not parse commits nothing
+
+
+def journal_cost(store: Store, batch: str, run: str) -> float:
+    """What the takes cost that a run of the batch wrote down, in $."""
+    try:
+        lines = store.get(journal_path(batch, run)).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return 0.0
+    return sum(sidecar.cost for sidecar in _read_journal(lines))
 
 
 def _read_journals(store: Store, batch: str) -> Iterator[Sidecar]:

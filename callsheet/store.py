@@ -39,7 +39,12 @@ class Store(Protocol):
 
     Every method raises StoreFault where the store cannot do it, and FileNotFoundError where a
     file that is read is not there. All are synchronous and may be called from several threads.
+
+    Attributes:
+        is_shared: whether it is reached from several machines, whose runs `only_run` cannot tell of one another.
     """
+
+    is_shared: bool
 
     def put(self, path: str, content: Path | bytes) -> None:
         """Writes a file or bytes, whole or not at all; replaces what stood there."""
@@ -78,12 +83,14 @@ class Store(Protocol):
     def only_run(self, batch: str) -> AbstractContextManager[None]:
         """Held by the one run that works on ``batch``. Raises BadInput where another one holds it.
 
-        A bucket cannot tell yet: two runs of one batch at once may then both make the same take.
+        A shared store cannot tell: there the Prefect server does (`tasks.shards.batch_limit`).
         """
 
 
 class LocalFolder:
     """A folder of this machine as a store."""
+
+    is_shared = False
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()

@@ -19,7 +19,7 @@ from callsheet.parameters import ProduceParameters
 from flows.check_hosts import CheckHostsParameters, check_hosts
 from flows.produce import produce
 from flows.server import prefect_server
-from tasks.production import Watcher, watched_by
+from tasks.watching import Watcher, watched_by
 
 
 class Terminated(Exception):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -27,14 +29,15 @@ from callsheet.errors import Budget, CallsheetError, StoreFault
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan
-from callsheet.resume import find_takes
+from callsheet.resume import find_takes, run_name
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
 from flows.render import deploy_render
+from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
 from tasks.publish import now, publish_batch
-from tasks.shards import end_earlier_shards, make_in_shards
+from tasks.shards import batch_limit, end_earlier_shards, make_in_shards
 
 
 def _run_name() -> str:
@@ -50,7 +53,7 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         fleet = await open_fleet(parameters.fleet)
         plan = await asyncio.to_thread(parameters.plan, fleet)
         store = await open_store(parameters.store)
-        with store.only_run(parameters.batch_name):
+        async with _only_run(store, parameters.batch_name):
             manifest, batch = await _produce(parameters, plan, store)
     except CallsheetError as error:
         # Nothing was started, or nothing more can be: no shot is at fault alone.
@@ -63,9 +66,21 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
     return Completed(message=f"{summary.shots} shots done, {summary.takes_made} takes made", data=summary)
 
 
+@asynccontextmanager
+async def _only_run(store: Store, batch: str) -> AsyncIterator[None]:
+    """Held by the one run that works on the batch. Raises BadInput, or waits, where another one does."""
+    with store.only_run(batch):
+        if not store.is_shared:
+            yield
+            return
+        waits = f"{batch}: waits for another run that is at work on it"
+        async with held(batch_limit(store, batch), waits, fenced=False):
+            yield
+
+
 async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> tuple[Manifest, Batch]:
     """All stages after the plan: find what is done, run the lanes, assemble, publish."""
-    started, run_id = now(), str(runtime.flow_run.id or uuid4())[:8]
+    started, run_id = now(), run_name(str(runtime.flow_run.id or uuid4()))
     await end_earlier_shards(store, parameters.batch_name)
     batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
     get_run_logger().info(

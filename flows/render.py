@@ -7,31 +7,32 @@ nothing, and leaves what it came to in the store (`tasks.shards`). Run again, it
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import flow, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.deployments.runner import DeploymentApplyError
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.store import open_store
 from callsheet.batch import Batch
-from callsheet.errors import BadInput, CallsheetError, StoreFault
+from callsheet.errors import BadInput, CallsheetError, LeaseLost, StoreFault, name_of
 from callsheet.manifest import ShotFailure, file_name
 from callsheet.packed import unpack
-from callsheet.resume import find_takes
+from callsheet.resume import find_takes, run_name
 from callsheet.scratch import scratch_folder
-from callsheet.shards import RUN_ID, ShardResult, shards_path
+from callsheet.shards import RUN_ID, ShardResult, plan_name, result_name, shards_path
 from callsheet.store import Store
+from tasks.locks import Lease, held
 from tasks.making import make_takes
 from tasks.production import Production
-from tasks.shards import result_name, shard_limit
 
 
 class RenderParameters(BaseModel):
@@ -42,13 +43,10 @@ class RenderParameters(BaseModel):
     batch: str = Field(description="Name of the batch.")
     run: str = Field(pattern=RUN_ID, description="Id of the run of produce that cut the batch.")
     shard: int = Field(ge=0, description="Number of the shard.")
+    limit: str = Field(pattern=r"^shard:", description="The limit whose one slot it holds while it works.")
     store: str = Field(description="Where takes and batches are kept.")
     max_cost: float | None = Field(default=None, ge=0, description="The most that it may spend, in $.")
     retakes: int = Field(default=2, ge=0, le=10, description="How often a bad take is made again.")
-
-    @property
-    def plan_path(self) -> str:
-        return self.path("plan.json")
 
     def path(self, name: str) -> str:
         return shards_path(file_name(self.batch), self.run, name)
@@ -60,7 +58,14 @@ async def render(parameters: RenderParameters) -> State[Any]:
     try:
         store = await open_store(parameters.store)
         with scratch_folder() as scratch:
-            result = await _render(parameters, store, scratch)
+            # Before anything is looked at: what another run of the shard makes meanwhile would be made twice.
+            async with held(
+                parameters.limit, "another run makes this shard; waits for it", fenced=True
+            ) as lease:
+                result = await _render(parameters, store, scratch, lease)
+    except (LeaseLost, StoreFault, httpx.HTTPError) as error:
+        # Nothing that another run could not do: it is begun again.
+        return Crashed(message=f"{name_of(error)}: {error}", data=error)
     except CallsheetError as error:
         return Failed(message=str(error), data=error)
     reasons = "; ".join(
@@ -71,17 +76,14 @@ async def render(parameters: RenderParameters) -> State[Any]:
     return Completed(message=f"{len(result.made)} takes made")
 
 
-async def _render(parameters: RenderParameters, store: Store, scratch: Path) -> ShardResult:
+async def _render(parameters: RenderParameters, store: Store, scratch: Path, lease: Lease) -> ShardResult:
     flow_run = str(runtime.flow_run.id)
+    await _check_wanted(UUID(flow_run))
     batch = await asyncio.to_thread(_open_shard, parameters, store, scratch)
-    limit = shard_limit(store, batch.name, parameters.run, parameters.shard)
-    production = Production(batch, store, scratch, run_id=flow_run[:8], shard=limit)
+    production = Production(batch, store, scratch, run_name(flow_run), lease)
     results: list[ShardResult] = []
 
     async def work() -> None:
-        # A later run of produce takes the plan away and then waits for those that hold their leases.
-        if await asyncio.to_thread(store.size, parameters.plan_path) is None:
-            raise StoreFault(f"batch {batch.name}: its plan is gone; another run produces it")
         await make_takes()
         await production.settled()
         production.check_lease()
@@ -94,14 +96,18 @@ async def _render(parameters: RenderParameters, store: Store, scratch: Path) -> 
     return results[0]
 
 
+async def _check_wanted(flow_run: UUID) -> None:
+    """Raises LeaseLost where this run was given up before it had its lease: another has taken its place."""
+    async with get_client() as client:
+        state = (await client.read_flow_run(flow_run)).state
+    if state is not None and state.is_final():
+        raise LeaseLost(f"this run is given up already: {state.message}")
+
+
 def _open_shard(parameters: RenderParameters, store: Store, scratch: Path) -> Batch:
     """The shard as a batch: its shots, and the takes of theirs that are there."""
     name = file_name(parameters.batch)
-    try:
-        shots = json.loads(store.get(parameters.path(f"{parameters.shard}.json")))
-    except FileNotFoundError as error:
-        raise StoreFault(f"batch {name}: {error} is gone; another run produces it") from None
-    plan = unpack(store, parameters.plan_path, set(shots), scratch)
+    plan = unpack(store, parameters.path(plan_name(parameters.shard)), scratch)
     return Batch(
         name=name,
         plan=plan,

@@ -39,9 +39,10 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_run_logger
 
-from callsheet.errors import BadInput, HostLacks
+from callsheet.errors import BadInput, HostLacks, LeaseLost
 from callsheet.limits import GPU_LIMIT, GPU_TAG, is_lane_limit, waiting_limit
 from callsheet.timing import scaled
+from tasks.watching import tell_watcher
 
 #: How long a lease lasts without being renewed: the least that Prefect allows.
 LEASE_SECONDS = 60.0
@@ -77,6 +78,11 @@ class Lease:
 
     def end(self) -> None:
         self._ended = True
+
+    def check(self) -> None:
+        """Raises LeaseLost where it is not ours any more."""
+        if self.lost:
+            raise LeaseLost(f"the lease of {self.name} was lost; another run may have it")
 
 
 def clock() -> float:
@@ -141,13 +147,14 @@ class Locks:
 
         Prefect's own wait for a tag goes on after its task was cancelled, until the slot is granted.
         """
-        if not await self._is_full(name):
+        if not await self.is_full(name):
             return
         async with self.announced(name):
-            while wanted() and await self._is_full(name):
+            while wanted() and await self.is_full(name):
                 await self._pause()
 
-    async def _is_full(self, name: str) -> bool:
+    async def is_full(self, name: str) -> bool:
+        """Whether no slot of ``name`` is free."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 found = await self._client.read_global_concurrency_limit_by_name(name)
@@ -305,9 +312,9 @@ class Locks:
         there = {found.name: found for found in await read_limits(self._client)}
         for name, limit in self._limits.items():
             await self._make(name, limit, there.get(name))
-        lanes = {name: found.limit for name, found in there.items() if is_lane_limit(name)}
-        lanes |= {name: limit for name, limit in self._limits.items() if is_lane_limit(name)}
-        await self._make_gpu(sum(lanes.values()), there.get(GPU_LIMIT))
+        if own := {name: limit for name, limit in self._limits.items() if is_lane_limit(name)}:
+            lanes = {name: found.limit for name, found in there.items() if is_lane_limit(name)} | own
+            await self._make_gpu(sum(lanes.values()), there.get(GPU_LIMIT))
 
     async def _make(self, name: str, limit: int, found: GlobalConcurrencyLimitResponse | None) -> None:
         """Makes the limit where it is missing, and puts it right. One in use is not raised before it is free."""
@@ -350,6 +357,54 @@ class Locks:
         elif ours.value != lanes:
             await self._client.update_variable(VariableUpdate(name=_OURS, value=lanes))
         await self._make(GPU_LIMIT, lanes, found)
+
+
+@asynccontextmanager
+async def held(name: str, waits: str, *, fenced: bool) -> AsyncIterator[Lease]:
+    """Holds the only slot of the limit ``name`` for as long as the block lasts.
+
+    Args:
+        waits: what a person is told where another run has it and is waited for.
+        fenced: whether the block ends, with LeaseLost, when the lease is lost.
+    """
+    lost = asyncio.Event()
+
+    async def note() -> None:
+        lost.set()
+
+    async with Locks({name: 1}, lost=note) as locks:
+        if await locks.is_full(name):
+            get_run_logger().warning("%s", waits)
+            tell_watcher(waits)
+        lease = await locks.take(name, wanted=lambda: True)
+        assert lease is not None
+        lost.clear()  # what was lost while it was waited for was a place in the queue
+        try:
+            async with _ended_by(lost) if fenced else nullcontext():
+                yield lease
+        except asyncio.CancelledError:
+            if lost.is_set():
+                lease.check()
+            raise
+        finally:
+            await locks.release(lease)
+
+
+@asynccontextmanager
+async def _ended_by(event: asyncio.Event) -> AsyncIterator[None]:
+    """Cancels the block when the event happens."""
+    block = asyncio.current_task()
+    assert block is not None
+    happened = asyncio.create_task(event.wait())
+    happened.add_done_callback(lambda done: None if done.cancelled() else block.cancel())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if event.is_set():
+            block.uncancel()
+        raise
+    finally:
+        happened.cancel()
 
 
 async def read_limits(client: PrefectClient, size: int = 200) -> list[GlobalConcurrencyLimitResponse]:

@@ -19,12 +19,12 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from callsheet.batch import Batch
 from callsheet.engines.comfyui_answers import Output
 from callsheet.engines.speech import Recording
-from callsheet.errors import HostFault, LeaseLost, StoreFault
+from callsheet.errors import HostFault, StoreFault
 from callsheet.fleet import Lane
 from callsheet.inputs import InputFile
 from callsheet.limits import limits_of
@@ -38,6 +38,7 @@ from callsheet.timing import scaled
 from callsheet.voices import Voice
 from tasks.locks import Lease, Locks
 from tasks.memory import Client, GpuMemory
+from tasks.watching import watcher
 
 #: How long a lane that finds nothing to do keeps its slot of the tag: steps follow one another through their checks.
 GRACE_SECONDS = 1.0
@@ -45,32 +46,6 @@ GRACE_SECONDS = 1.0
 JOURNAL_SECONDS = 2.0
 
 _current: ContextVar[Production] = ContextVar("callsheet_production")
-_watcher: ContextVar[Watcher | None] = ContextVar("callsheet_watcher", default=None)
-
-
-class Watcher(Protocol):
-    """Sees every change of a batch; called often, so it must be quick."""
-
-    def changed(self, batch: Batch) -> None: ...
-
-    def told(self, text: str) -> None:
-        """Something that a person should know while it goes on."""
-
-
-@contextlib.contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Flows that are called inside tell ``watcher`` (the command line's progress bar) of every change."""
-    token = _watcher.set(watcher)
-    try:
-        yield
-    finally:
-        _watcher.reset(token)
-
-
-def tell_watcher(text: str) -> None:
-    """Lets a person at the terminal know."""
-    if seen := _watcher.get():
-        seen.told(text)
 
 
 @dataclass(frozen=True)
@@ -146,8 +121,10 @@ class Canary:
 class Production:
     """A batch, the clients of its lanes, its store, and a folder for temporary files."""
 
-    def __init__(self, batch: Batch, store: Store, scratch: Path, run_id: str, shard: str = "") -> None:
-        """``shard`` is the limit whose one slot this run must hold to commit anything, where it makes a shard."""
+    def __init__(
+        self, batch: Batch, store: Store, scratch: Path, run_id: str, shard: Lease | None = None
+    ) -> None:
+        """``shard`` is the lease under which a shard is made: without it nothing is committed."""
         self.batch = batch
         self.store = store
         self.scratch = scratch
@@ -172,8 +149,6 @@ class Production:
         #: So many attempts may lie here to be fetched, checked and stored; then the lanes wait.
         self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
         self._shard = shard
-        self._shard_lease: Lease | None = None
-        self._shard_lost = asyncio.Event()
         self.locks: Locks
         self.memory: GpuMemory
         self.turns: dict[str, Turn] = {}
@@ -285,7 +260,7 @@ class Production:
         async with self._changed:
             yield self.batch
             self._changed.notify_all()
-        if seen := _watcher.get():
+        if seen := watcher():
             seen.changed(self.batch)
 
     def forget(self, key: str) -> None:
@@ -352,8 +327,8 @@ class Production:
 
     def check_lease(self) -> None:
         """Raises LeaseLost where this run makes a shard and its lease is not its own any more."""
-        if self._shard_lease is not None and self._shard_lease.lost:
-            raise LeaseLost(f"the lease of {self._shard} was lost; another run may be making the shard")
+        if self._shard is not None:
+            self._shard.check()
 
     async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Starts work that no lane waits for, once there is room for it; `run` waits for it before it ends."""
@@ -372,12 +347,10 @@ class Production:
         token = _current.set(self)
         journal = asyncio.create_task(self._keep_journal())
         try:
-            limits = limits_of(self.batch.plan.fleet) | ({self._shard: 1} if self._shard else {})
-            async with Locks(limits, lost=self._lost) as self.locks:
+            async with Locks(limits_of(self.batch.plan.fleet), lost=self._lost) as self.locks:
                 self.memory = GpuMemory(self.locks, self.clients, self.batch.unloaded)
-                async with self._own_shard():
-                    await work()
-                    await self.settled()
+                await work()
+                await self.settled()
         finally:
             journal.cancel()
             for task in self._background:
@@ -387,33 +360,8 @@ class Production:
             await self._write_journal()
             _current.reset(token)
 
-    @asynccontextmanager
-    async def _own_shard(self) -> AsyncIterator[None]:
-        """Holds the shard's lease for as long as the block lasts; the block ends with LeaseLost when it is lost."""
-        if not self._shard:
-            yield
-            return
-        lease = self._shard_lease = await self.locks.take(self._shard, wanted=lambda: True)
-        assert lease is not None
-        block = asyncio.current_task()
-        assert block is not None
-        lost = asyncio.create_task(self._shard_lost.wait())
-        lost.add_done_callback(lambda done: None if done.cancelled() else block.cancel())
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._shard_lost.is_set():
-                block.uncancel()
-                self.check_lease()
-            raise
-        finally:
-            lost.cancel()
-            await self.locks.release(lease)
-
     async def _lost(self) -> None:
         """A lease is lost: lanes that wait for work look whether it is theirs."""
-        if self._shard_lease is not None and self._shard_lease.lost:
-            self._shard_lost.set()
         async with self._changed:
             self._changed.notify_all()
 

@@ -1,12 +1,13 @@
 """Shards: parts of a batch that the workers of a Prefect work pool make, on this machine or others.
 
     await end_earlier_shards(store, "demo")              # those of a run that was killed
-    results = await make_in_shards(batch, store, run_id, shots=200, deployment=deployment_id)
+    results = await make_in_shards(batch, store, run_id, parameters, deployment=deployment_id)
 
-Who cuts a batch writes its plan into the store (`callsheet.packed`), starts a run of the flow `render` for each shard
-and looks after them. A run of `render` holds the shard's lease, one slot of the limit ``shard:<batch>:<run>:<number>``,
-and commits nothing without it. A run that does not hold it any more is dead: it is marked as crashed, and the shard
-is run again, which makes only what is missing. Workers share the fleet through its lanes' and hosts' locks.
+Who cuts a batch writes the plan of each shard into the store (`callsheet.packed`), starts a run of the flow `render`
+for it and looks after it. A run of `render` holds the shard's lease, one slot of the limit
+``shard:<batch>:<run>:<number>``, before it looks at anything, and commits nothing without it. A run that does not
+hold it any more is dead: it is marked as crashed, and the shard is run again, which makes only what is missing.
+Workers share the fleet through its lanes' and hosts' locks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
+from prefect import runtime
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -33,16 +36,19 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from callsheet.batch import Batch
-from callsheet.errors import HostFault, name_of
+from callsheet.errors import BadInput, HostFault, StoreFault, name_of
 from callsheet.limits import waiting_limit
 from callsheet.manifest import ShotFailure
 from callsheet.packed import pack
 from callsheet.parameters import ProduceParameters
-from callsheet.shards import ShardResult, cut, shards_path
+from callsheet.plan import Plan
+from callsheet.resume import find_takes, journal_cost, run_name
+from callsheet.schedule import Failure
+from callsheet.shards import ShardResult, cut, plan_name, result_name, shards_path, shared_first
 from callsheet.store import Store
 from callsheet.timing import scaled
 from tasks.locks import read_limits
-from tasks.production import tell_watcher
+from tasks.watching import tell_watcher
 
 #: How often the runs are looked at.
 LOOK_SECONDS = 5.0
@@ -58,11 +64,13 @@ TO_COME = (StateType.SCHEDULED, StateType.PENDING)
 AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
 #: How long nobody may take up a run before that is said.
 PATIENCE_SECONDS = 60.0
+#: Who looks after the shards of a run.
+_RUN = "run.json"
 
 
 @dataclass
 class _Shard:
-    """A shard and the run that makes it now."""
+    """A shard and the run that makes it now. ``max_cost`` is what is left to it, in $."""
 
     number: int
     shots: tuple[str, ...]
@@ -76,70 +84,109 @@ class _Shard:
 
 def shard_limit(store: Store, batch: str, run: str = "", number: int | None = None) -> str:
     """The limit whose one slot the run of a shard holds; without a number, how those of a batch or run begin."""
-    # Limits' names may not hold all that a batch's may.
-    name = f"shard:{hashlib.sha256(f'{store} {batch}'.encode()).hexdigest()[:12]}:"
-    return name + (f"{run}:" if run else "") + ("" if number is None else str(number))
+    return (
+        f"shard:{_hash(store, batch)}:" + (f"{run}:" if run else "") + ("" if number is None else str(number))
+    )
 
 
-def result_name(number: int, flow_run: UUID | str) -> str:
-    """Where a run leaves what came of its shard: a name of its own, so that a dead one's is never taken for it."""
-    return f"{number}-{flow_run}.json"
+def batch_limit(store: Store, batch: str) -> str:
+    """The limit whose one slot a run of `produce` holds, where the store cannot tell that another is at work."""
+    return f"batch:{_hash(store, batch)}"
+
+
+def _hash(store: Store, batch: str) -> str:
+    """Names of limits may not hold all that a batch's may."""
+    return hashlib.sha256(f"{store} {batch}".encode()).hexdigest()[:12]
 
 
 async def end_earlier_shards(store: Store, batch: str) -> None:
-    """Cancels shards of an earlier run of the batch that are not begun, and waits for those at work: they are paid for."""
+    """Cancels shards of an earlier run of the batch that are not begun, and waits for those at work: they are paid for.
+
+    Raises:
+        BadInput: another Prefect server looks after them.
+    """
     files = await _listed(store, shards_path(batch))
     if not files:
         return
     prefix = shard_limit(store, batch)
-    # A run that begins now finds no plan and ends.
-    for path in files:
-        if path.endswith("/plan.json"):
-            await asyncio.to_thread(store.delete, path)
     async with get_client() as client:
+        for path in files:
+            if path.endswith(f"/{_RUN}"):
+                await _check_server(client, store, batch, path)
+        await _withdraw(store, files)
         while to_come := await _runs_tagged(client, prefix, TO_COME):
-            for flow_run in to_come:
-                await client.set_flow_run_state(flow_run.id, Cancelled(message="produced anew"), force=True)
+            await _end(client, to_come, "produced anew")
         told = False
         while (
             held := [limit for limit in await _limits(client, prefix) if limit.active_slots]
         ) and await _runs_tagged(client, prefix, AT_WORK):
             if not told:
                 told = True
-                text = f"{batch}: waits for {len(held)} shards of an earlier run, which are at work yet"
-                get_run_logger().warning(text)
-                tell_watcher(text)
+                _tell(
+                    f"{batch}: waits for {len(held)} shards of an earlier run, which are at work yet; where no worker "
+                    f"is at work any more, free them with: "
+                    + "; ".join(f"prefect gcl update {limit.name} --active-slots 0" for limit in held[:3])
+                )
             await asyncio.sleep(scaled(LOOK_SECONDS))
         await _forget(client, prefix)
-    for path in files:
-        await asyncio.to_thread(store.delete, path)
+    await _delete(store, files)
+
+
+async def _check_server(client: PrefectClient, store: Store, batch: str, path: str) -> None:
+    """Raises BadInput where the run that cut these shards is not known to this server."""
+    earlier = json.loads(await asyncio.to_thread(store.get, path))
+    try:
+        await client.read_flow_run(UUID(earlier["flow_run"]))
+    except ObjectNotFound:
+        raise BadInput(
+            f"batch {batch}: found shards of an earlier run that the Prefect server at {earlier['server']} looks after, "
+            f"not the one at {_address(client)}; expected PREFECT_API_URL to name the former, so that nothing is made "
+            f"twice. Where it is gone and no worker is at work any more, delete {path} from {store}"
+        ) from None
+
+
+def _address(client: PrefectClient) -> str:
+    """Where the server is, without credentials."""
+    return f"{client.api_url.scheme}://{client.api_url.netloc.decode()}"
 
 
 async def make_in_shards(
     batch: Batch, store: Store, run_id: str, parameters: ProduceParameters, deployment: UUID
 ) -> list[ShardResult]:
     """Has all that is missing of ``batch`` made by runs of ``deployment``, which are given a shard each."""
-    missing = [key for key in batch.plan.steps if key not in batch.takes]
-    cuts = cut(batch.plan, missing, parameters.shard_shots)
-    if not cuts:
+    plan, size = batch.plan, parameters.shard_shots
+    missing = [key for key in plan.steps if key not in batch.takes]
+    if not cut(plan, missing, size):
         return []
-    folder = shards_path(batch.name, run_id)
-    await asyncio.to_thread(pack, batch.plan, store, f"{folder}plan.json")
-    caps = _caps(batch, missing, cuts)
-    shards = [_Shard(number, shots, cap) for number, (shots, cap) in enumerate(zip(cuts, caps, strict=True))]
-    for shard in shards:
-        await asyncio.to_thread(store.put, f"{folder}{shard.number}.json", json.dumps(shard.shots).encode())
     async with get_client() as client:
         keeper = _Keeper(client, batch, store, parameters.store_anywhere, run_id, deployment)
         try:
-            await keeper.keep(shards)
+            await keeper.open()
+            if first := shared_first(plan, missing, size):
+                results = await keeper.make(cut(plan, missing, size, first), missing)
+                missing, rest = await asyncio.to_thread(_left, batch, store, results)
+                results += await keeper.make(cut(plan, missing, size, rest), missing)
+            else:
+                results = await keeper.make(cut(plan, missing, size), missing)
         except BaseException:
-            await asyncio.shield(keeper.cancel(shards))
+            await asyncio.shield(keeper.cancel())
             raise
         await _forget(client, shard_limit(store, batch.name, run_id))
-    for path in await _listed(store, folder):
-        await asyncio.to_thread(store.delete, path)
-    return [shard.result for shard in shards if shard.result is not None]
+    await _delete(store, await _listed(store, shards_path(batch.name, run_id)))
+    return results
+
+
+def _left(batch: Batch, store: Store, results: Iterable[ShardResult]) -> tuple[list[str], list[str]]:
+    """The takes that are missing after these results, and the shots that can be made yet."""
+    found = find_takes(batch.plan, store, batch.name)
+    for result in results:
+        for key, failure in result.failures.items():
+            if key not in found and (step := batch.plan.steps.get(key)):
+                batch.queue.give_up(step, Failure(failure.step, failure.error, failure.reason))
+    failed = batch.queue.failures
+    missing = [key for key in batch.plan.steps if key not in found]
+    shots = [shot_id for shot_id, shot in batch.plan.shots.items() if not any(k in failed for k in shot.keys)]
+    return missing, shots
 
 
 class _Keeper:
@@ -158,28 +205,48 @@ class _Keeper:
         self.client, self.batch, self.store, self.setting = client, batch, store, setting
         self.run_id, self.deployment = run_id, deployment
         self.logger = get_run_logger()
-        self.began = time.monotonic()
         self.is_taken_up = False
+        self.left = batch.max_cost
+        self.numbers = itertools.count()
+        self.results: list[ShardResult] = []
+
+    async def open(self) -> None:
+        """Writes down who looks after the shards."""
+        run = {"flow_run": str(runtime.flow_run.id), "server": _address(self.client)}
+        await asyncio.to_thread(self.store.put, self.path(_RUN), json.dumps(run).encode())
+
+    async def make(self, cuts: Sequence[tuple[str, ...]], missing: Sequence[str]) -> list[ShardResult]:
+        """Has these shards made; what came of all their runs."""
+        caps = _caps(self.batch.plan, self.left, missing, cuts)
+        shards = [_Shard(next(self.numbers), *part) for part in zip(cuts, caps, strict=True)]
+        parts = {self.path(plan_name(shard.number)): shard.shots for shard in shards}
+        await asyncio.to_thread(pack, self.batch.plan, self.store, parts)
+        self.results, self.began = [], time.monotonic()
+        await self.keep(shards)
+        results = [*self.results, *(shard.result for shard in shards if shard.result is not None)]
+        if self.left is not None:
+            self.left = max(0.0, self.left - sum(result.spent for result in results))
+        return results
 
     async def keep(self, shards: Sequence[_Shard]) -> None:
-        for shard in shards:
-            await self.start(shard)
         while left := [shard for shard in shards if shard.result is None]:
-            await asyncio.sleep(scaled(LOOK_SECONDS))
             try:
                 await self.look(left)
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            except (httpx.TransportError, httpx.HTTPStatusError, StoreFault) as error:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
                     raise
-                self.logger.warning("%s: the Prefect server does not answer: %s", self.batch.name, error)
+                self.logger.warning("%s: its shards cannot be looked after: %s", self.batch.name, error)
+            await asyncio.sleep(scaled(LOOK_SECONDS))
 
     async def look(self, shards: Sequence[_Shard]) -> None:
-        """Looks once at the run of each of these shards."""
+        """Looks once at the run of each of these shards; starts those that have none."""
         runs = {run.id: run for run in await _runs(self.client, shards)}
         limits = await _limits(self.client, self.limit())
         held = {limit.name for limit in limits if limit.active_slots}
         for shard in shards:
-            if shard.run is not None and (run := runs.get(shard.run)) is not None:
+            if shard.run is None:
+                await self.start(shard)
+            elif run := runs.get(shard.run):
                 await self.look_at(shard, run, is_held=self.limit(shard) in held)
             else:
                 await self.again(shard, "its run is gone from the Prefect server")
@@ -188,6 +255,9 @@ class _Keeper:
         """The limit of a shard; without one, how those of this run begin."""
         return shard_limit(self.store, self.batch.name, self.run_id, shard.number if shard else None)
 
+    def path(self, name: str) -> str:
+        return shards_path(self.batch.name, self.run_id, name)
+
     async def start(self, shard: _Shard) -> None:
         """Starts a run for the shard; some worker takes it up."""
         shard.was_held, shard.unheld_since = False, None
@@ -195,6 +265,8 @@ class _Keeper:
             "batch": self.batch.name,
             "run": self.run_id,
             "shard": shard.number,
+            # Named here: a worker may see the same store under another path.
+            "limit": self.limit(shard),
             "store": self.setting,
             "max_cost": shard.max_cost,
             "retakes": self.batch.retakes,
@@ -203,7 +275,7 @@ class _Keeper:
             self.deployment,
             parameters={"parameters": parameters},
             flow_run_name=f"render {self.batch.name} {shard.number}",
-            tags=[shard_limit(self.store, self.batch.name)],
+            tags=[shard_limit(self.store, self.batch.name), self.limit()],
             timeout=0,
             # Asked twice, because the first answer was lost, it is one run.
             idempotency_key=f"{self.limit(shard)}:{shard.starts}",
@@ -219,12 +291,10 @@ class _Keeper:
         shard.was_held |= is_held
         if is_held:
             shard.unheld_since = None
-        if state.is_final() or (state.is_running() and not is_held):
-            shard.result = await self.result(shard)
-            if shard.result is not None:
-                self.tell(f"shard {shard.number} is done", logging.INFO)
-                return
-        if state.is_final():
+        may_be_done = state.is_final() or (state.is_running() and not is_held)
+        if may_be_done and (result := await self.result(shard)) is not None:
+            await self.came_to(shard, result)
+        elif state.is_final():
             await self.ended(shard, state)
         elif state.is_running() and not is_held:
             await self.unheld(shard, run, state)
@@ -233,6 +303,19 @@ class _Keeper:
         elif not self.is_taken_up and time.monotonic() - self.began > scaled(PATIENCE_SECONDS):
             self.is_taken_up = True  # said once
             self.tell("no worker takes its shards up; start one with: prefect worker start --pool NAME")
+
+    async def came_to(self, shard: _Shard, result: ShardResult) -> None:
+        """A run left its result. Where it could not reach the store another may."""
+        faults = [failure for failure in result.failures.values() if failure.error == StoreFault.__name__]
+        if faults and shard.starts < STARTS:
+            self.results.append(result.model_copy(update={"failures": {}}))
+            await self.again(shard, faults[0].reason, result.spent)
+            return
+        for failure in faults:
+            # The store of that machine, not of this one.
+            failure.error = name_of(HostFault())
+        shard.result = result
+        self.tell(f"shard {shard.number} is done", logging.INFO)
 
     async def ended(self, shard: _Shard, state: State) -> None:
         """A run ended and left no result."""
@@ -251,7 +334,7 @@ class _Keeper:
             await self.crash(shard, run, "its worker is dead: the shard's lease was not renewed")
 
     async def result(self, shard: _Shard) -> ShardResult | None:
-        path = shards_path(self.batch.name, self.run_id, result_name(shard.number, str(shard.run)))
+        path = self.path(result_name(shard.number, str(shard.run)))
         try:
             return ShardResult.model_validate_json(await asyncio.to_thread(self.store.get, path))
         except FileNotFoundError:
@@ -259,13 +342,21 @@ class _Keeper:
 
     async def crash(self, shard: _Shard, run: FlowRun, reason: str) -> None:
         """Tells Prefect that a run is dead, which nobody else would, and begins its shard again."""
-        await self.client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
+        with contextlib.suppress(ObjectNotFound):
+            await self.client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
         await self.again(shard, reason)
 
-    async def again(self, shard: _Shard, reason: str) -> None:
+    async def again(self, shard: _Shard, reason: str, spent: float | None = None) -> None:
+        """Begins the shard again with what is left to it, where it may be. What a dead run spent its journal tells."""
         if shard.starts >= STARTS:
             self.give_up(shard, f"{reason} ({shard.starts} times)")
             return
+        if shard.max_cost is not None:
+            if spent is None:
+                run = run_name(str(shard.run))
+                spent = await asyncio.to_thread(journal_cost, self.store, self.batch.name, run)
+            shard.max_cost = max(0.0, shard.max_cost - spent)
+        shard.run = None
         self.tell(f"shard {shard.number} is begun again: {reason}")
         await self.start(shard)
 
@@ -283,19 +374,39 @@ class _Keeper:
         )
 
     def tell(self, text: str, level: int = logging.WARNING) -> None:
-        """In the log of the run, and at the terminal."""
-        text = f"{self.batch.name}: {text}"
-        self.logger.log(level, "%s", text)
-        tell_watcher(text)
+        _tell(f"{self.batch.name}: {text}", level)
 
-    async def cancel(self, shards: Iterable[_Shard]) -> None:
-        """Ends the runs that are on their way or at work."""
+    async def cancel(self) -> None:
+        """Lets no run begin any more, and ends those that are on their way or at work."""
+        with contextlib.suppress(StoreFault):
+            await _withdraw(self.store, await _listed(self.store, self.path("")))
         with contextlib.suppress(httpx.HTTPError):
-            for run in await _runs(self.client, [s for s in shards if s.run and s.result is None]):
-                if run.state is not None and not run.state.is_final():
-                    waits = run.state.is_scheduled()
-                    state: State = Cancelled() if waits else Cancelling()
-                    await self.client.set_flow_run_state(run.id, state, force=waits)
+            await _end(self.client, await _runs_tagged(self.client, self.limit(), TO_COME + AT_WORK))
+
+
+def _tell(text: str, level: int = logging.WARNING) -> None:
+    """In the log of the run, and at the terminal."""
+    get_run_logger().log(level, "%s", text)
+    tell_watcher(text)
+
+
+async def _end(client: PrefectClient, runs: Iterable[FlowRun], reason: str | None = None) -> None:
+    """Cancels these runs, each as far as it has come."""
+    for run in runs:
+        waits = run.state is None or run.state.type in TO_COME
+        state: State = Cancelled(message=reason) if waits else Cancelling(message=reason)
+        with contextlib.suppress(httpx.HTTPError, ObjectNotFound):
+            await client.set_flow_run_state(run.id, state, force=waits)
+
+
+async def _withdraw(store: Store, files: Iterable[str]) -> None:
+    """Takes the plans away: a run that begins now finds none and ends."""
+    await _delete(store, [path for path in files if "/plan-" in path])
+
+
+async def _delete(store: Store, files: Iterable[str]) -> None:
+    for path in files:
+        await asyncio.to_thread(store.delete, path)
 
 
 def _age(state: State) -> float:
@@ -303,17 +414,18 @@ def _age(state: State) -> float:
     return time.time() - state.timestamp.timestamp()
 
 
-def _caps(batch: Batch, missing: Iterable[str], cuts: Sequence[Sequence[str]]) -> list[float | None]:
-    """What each shard may spend, in $: its part of the batch's cap, by what it is expected to cost."""
-    if batch.max_cost is None:
+def _caps(
+    plan: Plan, max_cost: float | None, missing: Iterable[str], cuts: Sequence[Sequence[str]]
+) -> list[float | None]:
+    """What each shard may spend, in $: its part of the cap, by what it is expected to cost of all that is missing."""
+    if max_cost is None:
         return [None] * len(cuts)
     lacking = set(missing)
     costs = [
-        batch.plan.cost({key for shot_id in shots for key in batch.plan.shots[shot_id].keys} & lacking)
-        for shots in cuts
+        plan.cost({key for shot_id in shots for key in plan.shots[shot_id].keys} & lacking) for shots in cuts
     ]
-    total = sum(costs)
-    return [batch.max_cost * (cost / total if total else 1 / len(cuts)) for cost in costs]
+    total = max(plan.cost(lacking), sum(costs))
+    return [max_cost * (cost / total if total else 1 / len(cuts)) for cost in costs]
 
 
 async def _listed(store: Store, prefix: str) -> list[str]:
@@ -344,8 +456,13 @@ async def _runs(client: PrefectClient, shards: Sequence[_Shard]) -> list[FlowRun
 
 
 async def _runs_tagged(client: PrefectClient, tag: str, states: Sequence[StateType]) -> list[FlowRun]:
-    """The runs with this tag in one of these states, at most 200."""
+    """The runs with this tag in one of these states."""
     wanted = FlowRunFilter.model_validate(
         {"tags": {"all_": [tag]}, "state": {"type": {"any_": list(states)}}}
     )
-    return await client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=200)
+    found: list[FlowRun] = []
+    while page := await client.read_flow_runs(
+        flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=200, offset=len(found)
+    ):
+        found += page
+    return found

@@ -21,7 +21,8 @@ from callsheet.store import LocalFolder
 from tests.conftest import write_fleet
 
 Write = Callable[..., Path]
-PLAN = "batches/b/shards/0123abcd/plan.json"
+PLAN = "batches/b/shards/0123abcd/plan-0.json"
+AC, B = PLAN.replace("-0", "-1"), PLAN.replace("-0", "-2")
 
 
 def row(shot_id: str, title: str = "", **cells: Any) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def packed(plan: Callable[..., Plan], tmp_path: Path, script_folder: Path) -> tu
         fleet=fleet,
     )
     store = LocalFolder(tmp_path / "out")
-    pack(made, store, PLAN)
+    pack(made, store, {PLAN: ["a", "b", "c"], AC: ["a", "c"], B: ["b"]})
     for file in script_folder.iterdir():
         file.unlink()
     return made, store
@@ -140,7 +141,7 @@ def packed(plan: Callable[..., Plan], tmp_path: Path, script_folder: Path) -> tu
 
 def test_a_plan_that_travelled_is_the_same(packed: tuple[Plan, LocalFolder], tmp_path: Path) -> None:
     made, store = packed
-    there = unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
+    there = unpack(store, PLAN, tmp_path)
     assert there.steps.keys() == made.steps.keys() - set(made.programmes.values())
     for step in there.steps.values():
         other = made.steps[step.key]
@@ -158,10 +159,10 @@ def test_a_shard_brings_what_it_is_made_from_and_no_more(
     for file in list(store.list("inputs/")):
         if file.path.endswith(".png"):
             store.delete(file.path)
-    there = unpack(store, PLAN, {"a", "c"}, tmp_path)
+    there = unpack(store, AC, tmp_path)
     assert {step.name.split()[0] for step in there.steps.values()} == {"a", "c"}
     with pytest.raises(StoreFault, match="is gone"):
-        unpack(store, PLAN, {"b"}, tmp_path)
+        unpack(store, B, tmp_path)
 
 
 def test_a_travelling_plan_names_no_path_of_this_machine(
@@ -175,10 +176,10 @@ def test_damaged_inputs_are_not_used(packed: tuple[Plan, LocalFolder], tmp_path:
     recording = made.script.voices["anna"].prompt_audio
     store.put(f"inputs/{recording.sha256}.wav", b"RIFF")
     with pytest.raises(StoreFault, match=r"inputs/.*wav is damaged"):
-        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
+        unpack(store, PLAN, tmp_path)
     store.delete(f"inputs/{recording.sha256}.wav")
     with pytest.raises(StoreFault, match="is gone; produce the batch again"):
-        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
+        unpack(store, PLAN, tmp_path)
 
 
 def test_a_worker_of_another_version_refuses(packed: tuple[Plan, LocalFolder], tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_worker_of_another_version_refuses(packed: tuple[Plan, LocalFolder], t
     plan = json.loads(store.get(PLAN))
     store.put(PLAN, json.dumps(plan | {"mark": "0" * 64}).encode())
     with pytest.raises(BadInput, match="another version of Callsheet"):
-        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
+        unpack(store, PLAN, tmp_path)
     store.put(PLAN, json.dumps({"script": {}}).encode())
     with pytest.raises(BadInput, match="another version of Callsheet"):
-        unpack(store, PLAN, {"a", "b", "c"}, tmp_path)
+        unpack(store, PLAN, tmp_path)

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import get_client
 
-from callsheet.errors import BadInput, LeaseLost, StoreFault
+from callsheet.errors import BadInput
 from callsheet.fleet import read_fleet
 from callsheet.manifest import Summary
 from callsheet.packed import pack
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan
-from callsheet.shards import ShardResult, shards_path
+from callsheet.shards import ShardResult, plan_name, shards_path
 from callsheet.store import LocalFolder
 from callsheet.takes import Attempt, Sidecar, SpokenPiece, attempt_path, sidecar_path
 from flows.produce import produce
@@ -61,21 +60,21 @@ def cut(write_script: Callable[..., Path], store: LocalFolder, fleet: str) -> Ca
     def put(*shards: list[str]) -> Plan:
         script = write_script(*lines(6, "ann"), name="b.csv")
         plan = ProduceParameters(script=script, fleet=fleet).plan(read_fleet(fleet))
-        pack(plan, store, shards_path("b", RUN, "plan.json"))
-        for number, shots in enumerate(shards):
-            store.put(shards_path("b", RUN, f"{number}.json"), json.dumps(shots).encode())
+        parts = {shards_path("b", RUN, plan_name(number)): shots for number, shots in enumerate(shards)}
+        pack(plan, store, parts)
         return plan
 
     return put
 
 
 async def make(store: LocalFolder, shard: int, **more: Any) -> Any:
-    parameters = RenderParameters(batch="b", run=RUN, shard=shard, store=str(store.root), **more)
+    limit = shard_limit(store, "b", RUN, shard)
+    parameters = RenderParameters(batch="b", run=RUN, shard=shard, limit=limit, store=str(store.root), **more)
     return await render(parameters, return_state=True)
 
 
 def results(store: LocalFolder) -> list[ShardResult]:
-    files = [file.path for file in store.list(shards_path("b", RUN)) if "-" in file.path.rpartition("/")[2]]
+    files = [file.path for file in store.list(shards_path("b", RUN)) if "/result-" in file.path]
     return [ShardResult.model_validate_json(store.get(path)) for path in files]
 
 
@@ -126,9 +125,9 @@ async def test_a_shard_whose_plan_was_taken_away_makes_nothing(
     cut: Callable[..., Plan], store: LocalFolder, speaker: SpeechServer
 ) -> None:
     cut(["ann0"])
-    store.delete(shards_path("b", RUN, "plan.json"))
+    store.delete(shards_path("b", RUN, plan_name(0)))
     state = await make(store, 0)
-    assert isinstance(await state.aresult(raise_on_failure=False), StoreFault)
+    assert state.name == "Crashed"
     assert "produce the batch again" in state.message
     assert not speaker.requests
 
@@ -148,7 +147,7 @@ async def test_nothing_is_committed_once_the_lease_is_lost(
             if str(limit.id) in lease.read_text("utf-8"):
                 await client.release_concurrency_slots_with_lease(UUID(lease.stem))
         state = await making
-    assert isinstance(await state.aresult(raise_on_failure=False), LeaseLost)
+    assert (state.name, state.message.partition(":")[0]) == ("Crashed", "LeaseLost"), "it is begun again"
     assert results(store) == [], "what came of it is not its to say"
     committed = [file.path for file in store.list("takes/speech/") if file.path.endswith(".json")]
     assert len(committed) < 6
