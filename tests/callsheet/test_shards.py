@@ -16,7 +16,7 @@ from callsheet.fleet import Fleet, read_fleet
 from callsheet.packed import pack, unpack
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan
-from callsheet.shards import cut, shards_path
+from callsheet.shards import cut, shards_path, shared_first
 from callsheet.store import LocalFolder
 from tests.conftest import write_fleet
 
@@ -67,6 +67,27 @@ def test_shots_that_share_a_missing_take_are_made_by_one_shard(plan: Callable[..
     assert cut(made, set(made.steps) - {image}, 1) == [("hero",), ("b", "d"), ("c",)], (
         "it is there: nobody waits"
     )
+
+
+def test_what_more_share_than_a_shard_holds_is_made_first(plan: Callable[..., Plan]) -> None:
+    """One presenter in every shot would otherwise put the whole script into one shard."""
+    hero = row("hero", visual="flux_dev", prompt="a lamp")
+    others = [row(f"s{n}", visual="wan_i2v", prompt=f"turn {n}", image="shot:hero") for n in range(9)]
+    made = plan(hero, *others)
+    missing = set(made.steps)
+    assert cut(made, missing, 3) == [("hero", *(f"s{n}" for n in range(9)))]
+    first = shared_first(made, missing, 3)
+    assert first == ["hero"]
+    assert cut(made, missing, 3, first) == [("hero",)]
+    missing -= set(made.shots["hero"].keys)
+    assert shared_first(made, missing, 3) == []
+    assert [len(shots) for shots in cut(made, missing, 3)] == [3, 3, 3]
+
+
+def test_what_fits_into_a_shard_needs_not_be_made_first(plan: Callable[..., Plan]) -> None:
+    made = plan(row("a"), row("b", text="The line of a is spoken."), row("c"))
+    assert shared_first(made, made.steps, 2) == []
+    assert shared_first(made, made.steps, 1) == ["a"]
 
 
 def test_what_is_done_is_in_no_shard(plan: Callable[..., Plan]) -> None:
@@ -163,6 +184,17 @@ def test_a_shard_brings_what_it_is_made_from_and_no_more(
     assert {step.name.split()[0] for step in there.steps.values()} == {"a", "c"}
     with pytest.raises(StoreFault, match="is gone"):
         unpack(store, B, tmp_path)
+
+
+def test_a_part_of_a_programme_has_the_frame_of_the_whole(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    size = {"visual": "flux_dev", "prompt": "a lamp", "width": 640, "height": 384}
+    made = plan(row("a", "A", **size | {"width": 512}), row("b", "A", **size), row("c", "A", **size))
+    store = LocalFolder(tmp_path / "out")
+    pack(made, store, {PLAN: ["a"]})
+    there = unpack(store, PLAN, tmp_path)
+    assert there.shots.keys() == {"a"}
+    assert there.shots["a"].canvas == made.shots["b"].canvas
+    assert there.shots["a"].clip == made.shots["a"].clip
 
 
 def test_a_travelling_plan_names_no_path_of_this_machine(

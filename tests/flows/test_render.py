@@ -9,6 +9,8 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.exceptions import Abort
+from prefect.states import Crashed
 
 from callsheet.errors import BadInput
 from callsheet.fleet import read_fleet
@@ -21,6 +23,7 @@ from callsheet.store import LocalFolder
 from callsheet.takes import Attempt, Sidecar, SpokenPiece, attempt_path, sidecar_path
 from flows.produce import produce
 from flows.render import RenderParameters, render
+from tasks.locks import held
 from tasks.shards import shard_limit
 from tests.conftest import write_tone
 from tests.fakes.speech_server import SpeechServer
@@ -130,6 +133,28 @@ async def test_a_shard_whose_plan_was_taken_away_makes_nothing(
     assert state.name == "Crashed"
     assert "produce the batch again" in state.message
     assert not speaker.requests
+
+
+async def test_a_run_that_was_given_up_before_it_had_its_lease_makes_nothing(
+    cut: Callable[..., Plan], store: LocalFolder, speaker: SpeechServer
+) -> None:
+    cut(["ann0"])
+    limit = shard_limit(store, "b", RUN, 0)
+    running = {
+        "flows": {"name": {"any_": ["render"]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+    }
+
+    async with get_client() as client:
+        async with held(limit, "", fenced=False), asyncio.timeout(30):
+            making = asyncio.create_task(make(store, 0))
+            while not (found := (await client._client.post("/flow_runs/filter", json=running)).json()):
+                await asyncio.sleep(0.05)
+            await client.set_flow_run_state(UUID(found[0]["id"]), Crashed(), force=True)
+        await asyncio.wait({making})
+    assert isinstance(making.exception(), Abort), "Prefect: it is over already"
+    assert not speaker.requests
+    assert results(store) == []
 
 
 async def test_nothing_is_committed_once_the_lease_is_lost(
