@@ -22,6 +22,8 @@ from callsheet.plan import Plan
 
 #: What the id of a run may be: it stands in paths.
 RUN_ID = r"^[0-9a-f-]{8,36}$"
+#: Which run of `produce` looks after the shards, and on which Prefect server.
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)

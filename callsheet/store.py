@@ -83,7 +83,7 @@ class Store(Protocol):
     def only_run(self, batch: str) -> AbstractContextManager[None]:
         """Held by the one run that works on ``batch``. Raises BadInput where another one holds it.
 
-        A shared store cannot tell: there the Prefect server does (`tasks.shards.batch_limit`).
+        A shared store cannot tell: there the Prefect server does (`tasks.shard_runs.batch_limit`).
         """
 
 

@@ -37,7 +37,8 @@ from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
 from tasks.publish import now, publish_batch
-from tasks.shards import batch_limit, end_earlier_shards, make_in_shards
+from tasks.shard_runs import batch_limit
+from tasks.shards import end_earlier_shards, make_in_shards
 
 
 def _run_name() -> str:

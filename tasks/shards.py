@@ -13,90 +13,37 @@ Workers share the fleet through its lanes' and hosts' locks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import itertools
 import json
-import logging
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from uuid import UUID
 
-import httpx
-from prefect import runtime
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import get_run_logger
-from prefect.states import Cancelled, Cancelling, Crashed
 
 from callsheet.batch import Batch
-from callsheet.errors import BadInput, HostFault, StoreFault, name_of
-from callsheet.limits import waiting_limit
-from callsheet.manifest import ShotFailure
-from callsheet.packed import pack
+from callsheet.errors import BadInput
 from callsheet.parameters import ProduceParameters
-from callsheet.plan import Plan
-from callsheet.resume import find_takes, journal_cost, run_name
+from callsheet.resume import find_takes
 from callsheet.schedule import Failure
-from callsheet.shards import ShardResult, cut, plan_name, result_name, shards_path, shared_first
+from callsheet.shards import RUN_FILE, ShardResult, cut, shards_path, shared_first
 from callsheet.store import Store
 from callsheet.timing import scaled
-from tasks.locks import read_limits
-from tasks.watching import tell_watcher
-
-#: How often the runs are looked at.
-LOOK_SECONDS = 5.0
-#: A run that takes so long to have its lease, or has not had it for so long, is dead.
-START_SECONDS = 120.0
-UNHELD_SECONDS = 15.0
-#: A worker took the run so long ago and it has not begun: the worker is gone.
-PENDING_SECONDS = 600.0
-#: How often a shard is begun before it is given up.
-STARTS = 3
-#: A run that has not begun, and one that has.
-TO_COME = (StateType.SCHEDULED, StateType.PENDING)
-AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
-#: How long nobody may take up a run before that is said.
-PATIENCE_SECONDS = 60.0
-#: Who looks after the shards of a run.
-_RUN = "run.json"
-
-
-@dataclass
-class _Shard:
-    """A shard and the run that makes it now. ``max_cost`` is what is left to it, in $."""
-
-    number: int
-    shots: tuple[str, ...]
-    max_cost: float | None
-    run: UUID | None = None
-    starts: int = 0
-    was_held: bool = False
-    unheld_since: float | None = None
-    result: ShardResult | None = None
-
-
-def shard_limit(store: Store, batch: str, run: str = "", number: int | None = None) -> str:
-    """The limit whose one slot the run of a shard holds; without a number, how those of a batch or run begin."""
-    return (
-        f"shard:{_hash(store, batch)}:" + (f"{run}:" if run else "") + ("" if number is None else str(number))
-    )
-
-
-def batch_limit(store: Store, batch: str) -> str:
-    """The limit whose one slot a run of `produce` holds, where the store cannot tell that another is at work."""
-    return f"batch:{_hash(store, batch)}"
-
-
-def _hash(store: Store, batch: str) -> str:
-    """Names of limits may not hold all that a batch's may."""
-    return hashlib.sha256(f"{store} {batch}".encode()).hexdigest()[:12]
+from tasks.shard_keeper import ShardKeeper
+from tasks.shard_runs import (
+    AT_WORK,
+    LOOK_SECONDS,
+    TO_COME,
+    address_of,
+    delete,
+    end_runs,
+    forget_limits,
+    limits_named,
+    listed,
+    runs_tagged,
+    shard_limit,
+    tell,
+    withdraw,
+)
 
 
 async def end_earlier_shards(store: Store, batch: str) -> None:
@@ -105,31 +52,31 @@ async def end_earlier_shards(store: Store, batch: str) -> None:
     Raises:
         BadInput: another Prefect server looks after them.
     """
-    files = await _listed(store, shards_path(batch))
+    files = await listed(store, shards_path(batch))
     if not files:
         return
     prefix = shard_limit(store, batch)
     async with get_client() as client:
         for path in files:
-            if path.endswith(f"/{_RUN}"):
+            if path.endswith(f"/{RUN_FILE}"):
                 await _check_server(client, store, batch, path)
-        await _withdraw(store, files)
-        while to_come := await _runs_tagged(client, prefix, TO_COME):
-            await _end(client, to_come, "produced anew")
+        await withdraw(store, files)
+        while to_come := await runs_tagged(client, prefix, TO_COME):
+            await end_runs(client, to_come, "produced anew")
         told = False
         while (
-            held := [limit for limit in await _limits(client, prefix) if limit.active_slots]
-        ) and await _runs_tagged(client, prefix, AT_WORK):
+            held := [limit for limit in await limits_named(client, prefix) if limit.active_slots]
+        ) and await runs_tagged(client, prefix, AT_WORK):
             if not told:
                 told = True
-                _tell(
+                tell(
                     f"{batch}: waits for {len(held)} shards of an earlier run, which are at work yet; where no worker "
                     f"is at work any more, free them with: "
                     + "; ".join(f"prefect gcl update {limit.name} --active-slots 0" for limit in held[:3])
                 )
             await asyncio.sleep(scaled(LOOK_SECONDS))
-        await _forget(client, prefix)
-    await _delete(store, files)
+        await forget_limits(client, prefix)
+    await delete(store, files)
 
 
 async def _check_server(client: PrefectClient, store: Store, batch: str, path: str) -> None:
@@ -140,14 +87,9 @@ async def _check_server(client: PrefectClient, store: Store, batch: str, path: s
     except ObjectNotFound:
         raise BadInput(
             f"batch {batch}: found shards of an earlier run that the Prefect server at {earlier['server']} looks after, "
-            f"not the one at {_address(client)}; expected PREFECT_API_URL to name the former, so that nothing is made "
+            f"not the one at {address_of(client)}; expected PREFECT_API_URL to name the former, so that nothing is made "
             f"twice. Where it is gone and no worker is at work any more, delete {path} from {store}"
         ) from None
-
-
-def _address(client: PrefectClient) -> str:
-    """Where the server is, without credentials."""
-    return f"{client.api_url.scheme}://{client.api_url.netloc.decode()}"
 
 
 async def make_in_shards(
@@ -159,7 +101,7 @@ async def make_in_shards(
     if not cut(plan, missing, size):
         return []
     async with get_client() as client:
-        keeper = _Keeper(client, batch, store, parameters.store_anywhere, run_id, deployment)
+        keeper = ShardKeeper(client, batch, store, parameters.store_anywhere, run_id, deployment)
         try:
             await keeper.open()
             if first := shared_first(plan, missing, size):
@@ -171,8 +113,8 @@ async def make_in_shards(
         except BaseException:
             await asyncio.shield(keeper.cancel())
             raise
-        await _forget(client, shard_limit(store, batch.name, run_id))
-    await _delete(store, await _listed(store, shards_path(batch.name, run_id)))
+        await forget_limits(client, shard_limit(store, batch.name, run_id))
+    await delete(store, await listed(store, shards_path(batch.name, run_id)))
     return results
 
 
@@ -187,282 +129,3 @@ def _left(batch: Batch, store: Store, results: Iterable[ShardResult]) -> tuple[l
     missing = [key for key in batch.plan.steps if key not in found]
     shots = [shot_id for shot_id, shot in batch.plan.shots.items() if not any(k in failed for k in shot.keys)]
     return missing, shots
-
-
-class _Keeper:
-    """Starts the runs of a batch's shards and looks after them until each has come to something."""
-
-    def __init__(
-        self,
-        client: PrefectClient,
-        batch: Batch,
-        store: Store,
-        setting: str,
-        run_id: str,
-        deployment: UUID,
-    ) -> None:
-        """``setting`` is the store's, as workers understand it."""
-        self.client, self.batch, self.store, self.setting = client, batch, store, setting
-        self.run_id, self.deployment = run_id, deployment
-        self.logger = get_run_logger()
-        self.is_taken_up = False
-        self.left = batch.max_cost
-        self.numbers = itertools.count()
-        self.results: list[ShardResult] = []
-
-    async def open(self) -> None:
-        """Writes down who looks after the shards."""
-        run = {"flow_run": str(runtime.flow_run.id), "server": _address(self.client)}
-        await asyncio.to_thread(self.store.put, self.path(_RUN), json.dumps(run).encode())
-
-    async def make(self, cuts: Sequence[tuple[str, ...]], missing: Sequence[str]) -> list[ShardResult]:
-        """Has these shards made; what came of all their runs."""
-        caps = _caps(self.batch.plan, self.left, missing, cuts)
-        shards = [_Shard(next(self.numbers), *part) for part in zip(cuts, caps, strict=True)]
-        parts = {self.path(plan_name(shard.number)): shard.shots for shard in shards}
-        await asyncio.to_thread(pack, self.batch.plan, self.store, parts)
-        self.results, self.began = [], time.monotonic()
-        await self.keep(shards)
-        results = [*self.results, *(shard.result for shard in shards if shard.result is not None)]
-        if self.left is not None:
-            self.left = max(0.0, self.left - sum(result.spent for result in results))
-        return results
-
-    async def keep(self, shards: Sequence[_Shard]) -> None:
-        while left := [shard for shard in shards if shard.result is None]:
-            try:
-                await self.look(left)
-            except (httpx.TransportError, httpx.HTTPStatusError, StoreFault) as error:
-                if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
-                    raise
-                self.logger.warning("%s: its shards cannot be looked after: %s", self.batch.name, error)
-            await asyncio.sleep(scaled(LOOK_SECONDS))
-
-    async def look(self, shards: Sequence[_Shard]) -> None:
-        """Looks once at the run of each of these shards; starts those that have none."""
-        runs = {run.id: run for run in await _runs(self.client, shards)}
-        limits = await _limits(self.client, self.limit())
-        held = {limit.name for limit in limits if limit.active_slots}
-        for shard in shards:
-            if shard.run is None:
-                await self.start(shard)
-            elif run := runs.get(shard.run):
-                await self.look_at(shard, run, is_held=self.limit(shard) in held)
-            else:
-                await self.again(shard, "its run is gone from the Prefect server")
-
-    def limit(self, shard: _Shard | None = None) -> str:
-        """The limit of a shard; without one, how those of this run begin."""
-        return shard_limit(self.store, self.batch.name, self.run_id, shard.number if shard else None)
-
-    def path(self, name: str) -> str:
-        return shards_path(self.batch.name, self.run_id, name)
-
-    async def start(self, shard: _Shard) -> None:
-        """Starts a run for the shard; some worker takes it up."""
-        shard.was_held, shard.unheld_since = False, None
-        parameters = {
-            "batch": self.batch.name,
-            "run": self.run_id,
-            "shard": shard.number,
-            # Named here: a worker may see the same store under another path.
-            "limit": self.limit(shard),
-            "store": self.setting,
-            "max_cost": shard.max_cost,
-            "retakes": self.batch.retakes,
-        }
-        run: FlowRun = await arun_deployment(
-            self.deployment,
-            parameters={"parameters": parameters},
-            flow_run_name=f"render {self.batch.name} {shard.number}",
-            tags=[shard_limit(self.store, self.batch.name), self.limit()],
-            timeout=0,
-            # Asked twice, because the first answer was lost, it is one run.
-            idempotency_key=f"{self.limit(shard)}:{shard.starts}",
-        )
-        shard.run, shard.starts = run.id, shard.starts + 1
-
-    async def look_at(self, shard: _Shard, run: FlowRun, *, is_held: bool) -> None:
-        """Sees whether a run has come to something, and begins the shard again where it is dead."""
-        state = run.state
-        if state is None:
-            return
-        self.is_taken_up |= not state.is_scheduled()
-        shard.was_held |= is_held
-        if is_held:
-            shard.unheld_since = None
-        may_be_done = state.is_final() or (state.is_running() and not is_held)
-        if may_be_done and (result := await self.result(shard)) is not None:
-            await self.came_to(shard, result)
-        elif state.is_final():
-            await self.ended(shard, state)
-        elif state.is_running() and not is_held:
-            await self.unheld(shard, run, state)
-        elif state.is_pending() and _age(state) > PENDING_SECONDS:
-            await self.crash(shard, run, "its worker took it and never began")
-        elif not self.is_taken_up and time.monotonic() - self.began > scaled(PATIENCE_SECONDS):
-            self.is_taken_up = True  # said once
-            self.tell("no worker takes its shards up; start one with: prefect worker start --pool NAME")
-
-    async def came_to(self, shard: _Shard, result: ShardResult) -> None:
-        """A run left its result. Where it could not reach the store another may."""
-        faults = [failure for failure in result.failures.values() if failure.error == StoreFault.__name__]
-        if faults and shard.starts < STARTS:
-            self.results.append(result.model_copy(update={"failures": {}}))
-            await self.again(shard, faults[0].reason, result.spent)
-            return
-        for failure in faults:
-            # The store of that machine, not of this one.
-            failure.error = name_of(HostFault())
-        shard.result = result
-        self.tell(f"shard {shard.number} is done", logging.INFO)
-
-    async def ended(self, shard: _Shard, state: State) -> None:
-        """A run ended and left no result."""
-        if state.is_cancelled():
-            self.give_up(shard, "its run was cancelled")
-        elif state.is_failed():
-            self.give_up(shard, state.message or "its run failed and left no reason")
-        else:  # crashed, or completed without a word
-            await self.again(shard, state.message or "its run ended without a result")
-
-    async def unheld(self, shard: _Shard, run: FlowRun, state: State) -> None:
-        """A run works and does not hold its lease: it begins, it ends, or it is dead."""
-        shard.unheld_since = shard.unheld_since or time.monotonic()
-        seconds = time.monotonic() - shard.unheld_since
-        if seconds > UNHELD_SECONDS and (shard.was_held or _age(state) > START_SECONDS):
-            await self.crash(shard, run, "its worker is dead: the shard's lease was not renewed")
-
-    async def result(self, shard: _Shard) -> ShardResult | None:
-        path = self.path(result_name(shard.number, str(shard.run)))
-        try:
-            return ShardResult.model_validate_json(await asyncio.to_thread(self.store.get, path))
-        except FileNotFoundError:
-            return None
-
-    async def crash(self, shard: _Shard, run: FlowRun, reason: str) -> None:
-        """Tells Prefect that a run is dead, which nobody else would, and begins its shard again."""
-        with contextlib.suppress(ObjectNotFound):
-            await self.client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
-        await self.again(shard, reason)
-
-    async def again(self, shard: _Shard, reason: str, spent: float | None = None) -> None:
-        """Begins the shard again with what is left to it, where it may be. What a dead run spent its journal tells."""
-        if shard.starts >= STARTS:
-            self.give_up(shard, f"{reason} ({shard.starts} times)")
-            return
-        if shard.max_cost is not None:
-            if spent is None:
-                run = run_name(str(shard.run))
-                spent = await asyncio.to_thread(journal_cost, self.store, self.batch.name, run)
-            shard.max_cost = max(0.0, shard.max_cost - spent)
-        shard.run = None
-        self.tell(f"shard {shard.number} is begun again: {reason}")
-        await self.start(shard)
-
-    def give_up(self, shard: _Shard, reason: str) -> None:
-        fault = HostFault(f"shard {shard.number}: {reason}")
-        self.tell(str(fault), logging.ERROR)
-        shard.result = ShardResult(
-            failures={
-                key: ShotFailure(
-                    step=self.batch.plan.steps[key].name, error=name_of(fault), reason=str(fault)
-                )
-                for shot_id in shard.shots
-                for key in self.batch.plan.shots[shot_id].keys
-            }
-        )
-
-    def tell(self, text: str, level: int = logging.WARNING) -> None:
-        _tell(f"{self.batch.name}: {text}", level)
-
-    async def cancel(self) -> None:
-        """Lets no run begin any more, and ends those that are on their way or at work."""
-        with contextlib.suppress(StoreFault):
-            await _withdraw(self.store, await _listed(self.store, self.path("")))
-        with contextlib.suppress(httpx.HTTPError):
-            await _end(self.client, await _runs_tagged(self.client, self.limit(), TO_COME + AT_WORK))
-
-
-def _tell(text: str, level: int = logging.WARNING) -> None:
-    """In the log of the run, and at the terminal."""
-    get_run_logger().log(level, "%s", text)
-    tell_watcher(text)
-
-
-async def _end(client: PrefectClient, runs: Iterable[FlowRun], reason: str | None = None) -> None:
-    """Cancels these runs, each as far as it has come."""
-    for run in runs:
-        waits = run.state is None or run.state.type in TO_COME
-        state: State = Cancelled(message=reason) if waits else Cancelling(message=reason)
-        with contextlib.suppress(httpx.HTTPError, ObjectNotFound):
-            await client.set_flow_run_state(run.id, state, force=waits)
-
-
-async def _withdraw(store: Store, files: Iterable[str]) -> None:
-    """Takes the plans away: a run that begins now finds none and ends."""
-    await _delete(store, [path for path in files if "/plan-" in path])
-
-
-async def _delete(store: Store, files: Iterable[str]) -> None:
-    for path in files:
-        await asyncio.to_thread(store.delete, path)
-
-
-def _age(state: State) -> float:
-    """Seconds since the state was entered."""
-    return time.time() - state.timestamp.timestamp()
-
-
-def _caps(
-    plan: Plan, max_cost: float | None, missing: Iterable[str], cuts: Sequence[Sequence[str]]
-) -> list[float | None]:
-    """What each shard may spend, in $: its part of the cap, by what it is expected to cost of all that is missing."""
-    if max_cost is None:
-        return [None] * len(cuts)
-    lacking = set(missing)
-    costs = [
-        plan.cost({key for shot_id in shots for key in plan.shots[shot_id].keys} & lacking) for shots in cuts
-    ]
-    total = max(plan.cost(lacking), sum(costs))
-    return [max_cost * (cost / total if total else 1 / len(cuts)) for cost in costs]
-
-
-async def _listed(store: Store, prefix: str) -> list[str]:
-    return await asyncio.to_thread(lambda: [file.path for file in store.list(prefix)])
-
-
-async def _limits(client: PrefectClient, prefix: str) -> list[GlobalConcurrencyLimitResponse]:
-    """The limits whose names begin so."""
-    names = (prefix, waiting_limit(prefix))
-    return [limit for limit in await read_limits(client) if limit.name.startswith(names)]
-
-
-async def _forget(client: PrefectClient, prefix: str) -> None:
-    """Deletes the limits whose names begin so; nobody holds them any more."""
-    for limit in await _limits(client, prefix):
-        with contextlib.suppress(ObjectNotFound):
-            await client.delete_global_concurrency_limit_by_name(limit.name)
-
-
-async def _runs(client: PrefectClient, shards: Sequence[_Shard]) -> list[FlowRun]:
-    """The runs of these shards."""
-    ids = [shard.run for shard in shards if shard.run is not None]
-    found: list[FlowRun] = []
-    for start in range(0, len(ids), 100):
-        wanted = FlowRunFilter.model_validate({"id": {"any_": ids[start : start + 100]}})
-        found += await client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=100)
-    return found
-
-
-async def _runs_tagged(client: PrefectClient, tag: str, states: Sequence[StateType]) -> list[FlowRun]:
-    """The runs with this tag in one of these states."""
-    wanted = FlowRunFilter.model_validate(
-        {"tags": {"all_": [tag]}, "state": {"type": {"any_": list(states)}}}
-    )
-    found: list[FlowRun] = []
-    while page := await client.read_flow_runs(
-        flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=200, offset=len(found)
-    ):
-        found += page
-    return found

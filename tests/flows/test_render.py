@@ -24,7 +24,7 @@ from callsheet.takes import Attempt, Sidecar, SpokenPiece, attempt_path, sidecar
 from flows.produce import produce
 from flows.render import RenderParameters, render
 from tasks.locks import held
-from tasks.shards import shard_limit
+from tasks.shard_runs import shard_limit
 from tests.conftest import write_tone
 from tests.fakes.speech_server import SpeechServer
 from tests.flows.test_lanes import PITCH, engine, host, lines

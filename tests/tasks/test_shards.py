@@ -30,7 +30,8 @@ from callsheet.shards import ShardResult, plan_name, result_name, shards_path
 from callsheet.store import LocalFolder
 from callsheet.takes import Attempt, Sidecar
 from flows.render import deploy_render
-from tasks.shards import end_earlier_shards, make_in_shards, shard_limit
+from tasks.shard_runs import shard_limit
+from tasks.shards import end_earlier_shards, make_in_shards
 from tests.flows.test_lanes import lines
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
