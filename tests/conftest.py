@@ -84,6 +84,18 @@ def prefect_api(prefect_home: Path) -> Iterator[str]:
             asyncio.run(deliver_what_is_queued())
 
 
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """moto's S3 server, on a free port."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
 def write_tone(
     path: Path, seconds: float = 4.0, rate: int = 16_000, pitch: float = 180.0, level: float = 0.4
 ) -> Path:

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,18 +12,6 @@ from pydantic import SecretStr
 from callsheet.errors import BadInput, StoreFault
 from callsheet.r2 import R2Settings, R2Store
 from callsheet.store import LocalFolder, Store, StoredFile, open_store
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """moto's S3 server, on a free port."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def bucket(s3: str, name: str, prefix: str = "callsheet") -> R2Store:
