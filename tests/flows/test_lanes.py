@@ -105,6 +105,7 @@ def changes(who: list[Any]) -> int:
     return sum(a != b for a, b in pairwise(who))
 
 
+@pytest.mark.slow
 async def test_engines_that_do_not_fit_together_work_by_turns_and_never_at_once(
     server: Callable[[], SpeechServer], run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ async def test_engines_that_fit_together_or_hold_their_memory_need_no_turns(
     assert overlap(one, two)
 
 
+@pytest.mark.slow
 async def test_two_runs_never_drive_one_lane_together_and_both_advance(
     server: Callable[[], SpeechServer], run: Callable[..., Any]
 ) -> None:
@@ -206,6 +208,7 @@ async def test_speech_that_is_waited_for_has_the_memory_first(
     assert len(painter.runs) == 2, "the three pictures are one take"
 
 
+@pytest.mark.slow
 async def test_a_lane_whose_lease_is_lost_takes_no_more_steps_until_it_has_another(
     server: Callable[[], SpeechServer],
     run: Callable[..., Any],

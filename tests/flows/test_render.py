@@ -182,6 +182,7 @@ async def test_nothing_is_committed_once_the_lease_is_lost(
     assert len(again) == 6 - len(committed), "the next one makes what is missing"
 
 
+@pytest.mark.slow
 async def test_a_take_that_another_run_committed_meanwhile_is_used(
     cut: Callable[..., Plan], store: LocalFolder, speaker: SpeechServer, tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ async def test_a_result_that_is_gone_from_the_host_is_made_again(
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+@pytest.mark.slow
 async def test_a_prompt_that_does_not_give_way_is_the_hosts_fault(
     comfy: ComfyUI, server: ComfyUIServer, workflows: dict[str, Workflow], monkeypatch: pytest.MonkeyPatch
 ) -> None:

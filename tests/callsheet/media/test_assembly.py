@@ -146,6 +146,7 @@ async def test_same_parts_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
 
 
+@pytest.mark.slow
 async def test_programme_of_many_clips_does_not_drift(tmp_path: Path) -> None:
     """37 clips of awkward lengths: joined as encoded AAC they would be half a second apart at the end."""
     clips = []

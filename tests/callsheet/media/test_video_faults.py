@@ -373,13 +373,20 @@ GOOD: dict[str, Callable[[], Clip]] = {
 }
 
 
-@pytest.mark.parametrize("names", FAULTS)
+#: The checks that `make test` tries; the other pairs take seconds each.
+QUICK = ("two stills, a pan of 0.8 pixels a second", "frozen from the start, frozen for half of it")
+
+
+@pytest.mark.parametrize(
+    "names", [pytest.param(names, marks=() if names in QUICK else pytest.mark.slow) for names in FAULTS]
+)
 def test_a_fault_is_found_and_what_is_like_it_passes(names: str, tmp_path: Path) -> None:
     fault, check, good = FAULTS[names]
     assert check in failed(fault(), tmp_path)
     assert failed(good(), tmp_path) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_an_odd_clip_passes(name: str, tmp_path: Path) -> None:
     assert failed(GOOD[name](), tmp_path) == set()
