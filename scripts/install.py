@@ -38,7 +38,9 @@ def install(lock: Path) -> None:
         shutil.rmtree(VENV, ignore_errors=True)
         venv.create(VENV, with_pip=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-qq"]
-    subprocess.run([*pip, "--require-hashes", "-r", str(lock)], check=True)
+    # The lock file is complete. Left to resolve, pip looks at newer releases of what is asked for with extras, and
+    # gives up because they are not in it: the day one comes out, nobody could install.
+    subprocess.run([*pip, "--require-hashes", "--no-deps", "-r", str(lock)], check=True)
     # The build backend is in the lock file, so this step needs no index.
     subprocess.run([*pip, "--no-deps", "--no-index", "--no-build-isolation", "-e", str(ROOT)], check=True)
 
