@@ -7,10 +7,11 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from blocks.engines import ComfyUIServer, CosyVoiceServer, LightTTSServer
 from blocks.fleet import GpuFleet
 from blocks.store import LocalFolder, R2Bucket
+from blocks.vast import VastAccount
 
 
 @pytest.mark.parametrize(
-    "block", [CosyVoiceServer, LightTTSServer, ComfyUIServer, GpuFleet, LocalFolder, R2Bucket]
+    "block", [CosyVoiceServer, LightTTSServer, ComfyUIServer, GpuFleet, LocalFolder, R2Bucket, VastAccount]
 )
 class TestEveryBlock(BlockStandardTestSuite):
     @pytest.fixture

@@ -8,11 +8,13 @@ from pydantic import SecretStr
 from blocks.engines import ComfyUIServer, CosyVoiceServer, LightTTSServer, server_of
 from blocks.fleet import GpuFleet, open_fleet
 from blocks.store import LocalFolder, R2Bucket, open_store
+from blocks.vast import VastAccount, open_account
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.speech import CosyVoice, LightTTS
 from callsheet.errors import BadInput
 from callsheet.fleet import Engine, Fleet, Host
 from callsheet.r2 import R2Store
+from tests.fakes.vast import KEY, Vast
 
 ENGINE = Engine(kind="lighttts", url="http://127.0.0.1:8080", revision="cosyvoice2-0.5b", slots=4)
 
@@ -83,3 +85,20 @@ def test_engine_of_the_fleet_takes_its_token_from_the_environment(monkeypatch: p
     server = server_of(engine)
     assert isinstance(server, LightTTSServer)
     assert server.token == SecretStr("secret")
+
+
+async def test_vast_account_is_saved_and_gives_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Vast() as vast:
+        await VastAccount(api_key=SecretStr(KEY), server_url=vast.url).save("studio", overwrite=True)
+        loaded = await VastAccount.aload("studio")
+        assert KEY not in repr(loaded)
+        client = await open_account("block:vast-account/studio")
+        assert client.credit() == vast.credit
+        monkeypatch.setenv("VAST_API_KEY", KEY)
+        monkeypatch.setenv("VAST_URL", vast.url)
+        assert (await open_account()).instances() == []
+    await LocalFolder(folder="x").save("no-account", overwrite=True)
+    with pytest.raises(BadInput, match="found a LocalFolder; expected a VastAccount"):
+        await open_account("block:callsheet-local-folder/no-account")
+    with pytest.raises(BadInput, match="block:vast-account/nowhere"):
+        await open_account("block:vast-account/nowhere")
