@@ -5,6 +5,7 @@
     callsheet run data/demo.csv --store out        do it
     callsheet hosts --fleet fleet.toml --full      whether the hosts are well
     callsheet report demo --store out              what it came to, and where its report is
+    callsheet reap --dry-run                       which rented hosts should not be there
 
 Exit codes: 0 all done, 1 some shots failed, 2 bad input or settings, 3 budget reached, 130 interrupted.
 With ``--json`` the last line on standard output is one JSON object; everything else goes to standard error.
@@ -29,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from callsheet import commands_workflow
+from callsheet import commands_reap, commands_workflow
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
@@ -50,6 +51,7 @@ app = typer.Typer(
     help="Turns a CSV of scripts into finished media.",
 )
 app.add_typer(commands_workflow.app, name="workflow")
+app.command()(commands_reap.reap)
 console = Console(stderr=True, highlight=False)
 
 Script = Annotated[Path, typer.Argument(metavar="SCRIPT", help="The CSV with the shots.")]

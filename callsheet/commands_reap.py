@@ -1,0 +1,99 @@
+"""``callsheet reap``: destroys rented hosts that should not be there. For cron, too: it needs no Prefect server."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from callsheet.hosts import HostBook
+from callsheet.reaper import AT_MOST, Reaper, Sweep
+from callsheet.store import open_store
+from callsheet.vastai import VastClient
+from callsheet.vastai_answers import VastError
+
+CLEAN, NOT_CLEAN = 0, 1
+
+
+def reap(
+    store: Annotated[
+        str,
+        typer.Option(
+            help="Where the hosts are written down: a folder or r2://BUCKET/PREFIX. Without it label, age and state decide."
+        ),
+    ] = "",
+    fleet: Annotated[str, typer.Option(help="Name of the fleet; all of ours when not given.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be destroyed, and do nothing.")
+    ] = False,
+    at_most: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Destroy none where more than so many should go: then something else is wrong."
+        ),
+    ] = AT_MOST,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Destroy rented hosts that should not be there; exit code 1 where one could not be destroyed."""
+    book = HostBook(open_store(store)) if store else None
+    reaper = Reaper(VastClient.from_environment(), book, fleet=fleet, at_most=at_most)
+    try:
+        sweep = reaper.sweep(dry_run=dry_run)
+    except VastError as error:
+        # Not a mistake of whoever asked: cron is to shout.
+        Console(stderr=True, highlight=False).print(
+            f"Nothing was looked at: {error}", style="red", markup=False
+        )
+        raise typer.Exit(NOT_CLEAN) from None
+    if as_json:
+        print(json.dumps(_as_json(sweep)))
+    else:
+        _print(sweep, dry_run=dry_run)
+    raise typer.Exit(CLEAN if sweep.is_clean else NOT_CLEAN)
+
+
+def _as_json(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "kept": [box.id for box in sweep.kept],
+        "doomed": [{"id": box.id, "lease": box.label.lease, "reason": box.reason} for box in sweep.doomed],
+        "destroyed": [box.id for box in sweep.destroyed],
+        "left": {str(identity): reason for identity, reason in sweep.left.items()},
+        "foreign": sweep.foreign,
+        "breaker": sweep.breaker,
+    }
+
+
+def _print(sweep: Sweep, *, dry_run: bool) -> None:
+    out = Console(highlight=False)
+    if sweep.doomed:
+        gone = {box.id for box in sweep.destroyed}
+        table = Table("instance", "fleet", "lease", "why", "")
+        for box in sweep.doomed:
+            outcome = (
+                "would be destroyed"
+                if dry_run
+                else "destroyed"
+                if box.id in gone
+                else sweep.left.get(box.id, "left")
+            )
+            table.add_row(
+                *(
+                    escape(cell)
+                    for cell in (str(box.id), box.label.fleet, box.label.lease, box.reason, outcome)
+                )
+            )
+        out.print(table)
+    if sweep.breaker:
+        out.print(f"Nothing was destroyed: {sweep.breaker} (--at-most)", style="red", markup=False)
+    for identity, reason in sweep.left.items():
+        out.print(
+            f"Not destroyed, look at it yourself: instance {identity}: {reason}", style="red", markup=False
+        )
+    out.print(
+        f"{len(sweep.kept)} hosts kept, {len(sweep.destroyed)} destroyed, {sweep.foreign} not ours.",
+        markup=False,
+    )

@@ -1,0 +1,89 @@
+"""``callsheet reap`` as cron runs it: in a process of its own, without Prefect."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from callsheet.hosts import HostBook, HostLabel
+from callsheet.store import LocalFolder
+from tests.callsheet.test_hosts import record
+from tests.fakes.vast import KEY, Vast
+
+CALLSHEET = Path(sys.executable).parent / "callsheet"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def vast() -> Iterator[Vast]:
+    with Vast() as server:
+        server.now = time.time() - 3600
+        yield server
+
+
+@pytest.fixture
+def reap(vast: Vast, tmp_path: Path) -> Run:
+    def run(*options: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        own = {"VAST_URL": vast.url, "CALLSHEET_TIME_SCALE": "0.03", "HOME": str(tmp_path), "COLUMNS": "200"}
+        return subprocess.run(
+            [CALLSHEET, "reap", *options],
+            env=kept | own | ({"VAST_API_KEY": key} if key else {}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_what_is_over_goes_and_what_is_not_stays(vast: Vast, reap: Run, tmp_path: Path) -> None:
+    book = HostBook(LocalFolder(tmp_path / "out"))
+    boxes = []
+    for seconds, state in ((1800.0, "ready"), (6 * 3600.0, "ready"), (6 * 3600.0, "draining")):
+        label = HostLabel.new("studio", vast.now, seconds)
+        boxes.append(vast.made(vast.offer(), {"label": str(label), "disk": 80}))
+        book.write(record(label, state=state, instance=boxes[-1].id))
+    vast.made(vast.offer(), {"label": "somebody's"})
+    vast.advance(3600)
+    dry = reap("--dry-run", "--store", str(tmp_path / "out"))
+    assert (dry.returncode, len(vast.billable())) == (0, 4), dry.stderr
+    assert dry.stdout.count("would be destroyed") == 2
+    assert "its time is over" in dry.stdout
+    told = reap("--store", str(tmp_path / "out"), "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert (found["destroyed"], found["kept"], found["foreign"]) == (
+        [boxes[0].id, boxes[2].id],
+        [boxes[1].id],
+        1,
+    )
+    assert "1 hosts kept, 0 destroyed, 1 not ours." in reap("--store", str(tmp_path / "out")).stdout
+    assert KEY not in dry.stdout + dry.stderr + told.stdout + told.stderr
+
+
+def test_what_could_not_be_destroyed_has_an_exit_code(vast: Vast, reap: Run) -> None:
+    box = vast.made(vast.offer(), {"label": str(HostLabel.new("studio", vast.now, 60))})
+    vast.advance(3600)
+    vast.fail("destroy", "not taken on", times=4)
+    told = reap()
+    assert told.returncode == 1
+    assert f"Not destroyed, look at it yourself: instance {box.id}" in told.stdout
+    assert reap("--at-most", "0").returncode == 1
+    assert len(vast.billable()) == 1
+    assert reap().returncode == 0
+    assert vast.billable() == []
+
+
+def test_an_account_that_cannot_be_read_has_an_exit_code(vast: Vast, reap: Run) -> None:
+    wrong = reap(key="wrong-key")
+    assert (wrong.returncode, "Nothing was looked at" in wrong.stderr) == (1, True)
+    assert "Invalid user key" in wrong.stderr
+    none = reap(key="")
+    assert (none.returncode, "VAST_API_KEY" in none.stderr) == (2, True)
