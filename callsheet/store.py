@@ -107,8 +107,8 @@ class LocalFolder:
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
         with self._faults(path):
-            self._incoming.mkdir(parents=True, exist_ok=True)
-            lock = (self._incoming / ".conditional.lock").open("w")
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("w")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.version(path) != version:

@@ -8,7 +8,10 @@ This is the one door through which the command line reaches the flows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from prefect.exceptions import TerminationSignal
@@ -22,7 +25,7 @@ from flows.server import prefect_server
 from tasks.watching import Watcher, watched_by
 
 
-class Terminated(Exception):
+class Terminated(BaseException):
     """The process was told to end (SIGTERM); what is done is kept."""
 
 
@@ -38,9 +41,31 @@ def run(parameters: ProduceParameters, *, watcher: Watcher, announce: Callable[[
         Terminated, KeyboardInterrupt: the process was told to stop.
     """
     try:
-        return asyncio.run(_run(parameters, watcher, announce))
+        with _terminable():
+            return asyncio.run(_run(parameters, watcher, announce))
     except TerminationSignal:
         raise Terminated from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated.
+
+    While a flow runs Prefect has a handler of its own, which hands on to the one before: by default the system's, that
+    ends the process on the spot.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def hosts(parameters: CheckHostsParameters) -> list[Health]:

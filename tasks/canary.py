@@ -60,6 +60,7 @@ async def check_canary(key: str, lane_name: str) -> None:
     assert isinstance(client, CosyVoice)
     profile = await asyncio.to_thread(production.profile, inputs.voice)
     for _ in range(TRIES):
+        production.check_lease()
         heard = await listen(client, inputs.voice, profile)
         if not heard.faults:
             return

@@ -326,7 +326,10 @@ class Production:
         return sidecar
 
     def check_lease(self) -> None:
-        """Raises LeaseLost where this run makes a shard and its lease is not its own any more."""
+        """Raises LeaseLost where this run makes a shard and its lease is not its own any more.
+
+        Asked before a commit, and before an engine is: a process that was stopped may wake up anywhere.
+        """
         if self._shard is not None:
             self._shard.check()
 

@@ -27,6 +27,7 @@ async def synthesize_speech(step_name: str, key: str, lane_name: str) -> Made:
     spoken = production.recordings.setdefault(key, {})
     for number, piece in enumerate(inputs.pieces):
         if number not in spoken or spoken[number].sample_rate != client.sample_rate:
+            production.check_lease()
             spoken[number] = await client.synthesize(
                 speech_request(inputs, piece, step.seconds / len(inputs.pieces))
             )

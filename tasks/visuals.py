@@ -66,6 +66,7 @@ async def _generate(key: str, lane_name: str, suffix: str) -> Made:
     # A name of its own for each prompt: a cached prompt points at the first one's file (facts, 1.5).
     values["FILENAME_PREFIX"] = f"{HOST_FOLDER}/{key[:16]}/{prompt_id}"
     graph = inputs.workflow.render(values, windows)
+    production.check_lease()
     try:
         output = await client.run(
             graph, inputs.workflow.output, prompt_id, step.seconds, signature=step.signature, owner=key

@@ -1,0 +1,398 @@
+"""Renting: which offer, under which caps, and from an order to a box that answers, without ever losing sight of one.
+
+    renter = Renter(client, HostBook(store), rules)
+    host = renter.reuse() or renter.rent(hours=2.5, answers=answers)      # a record in state "ready", and its box
+
+What is written down comes first: a record before the create, its id after it. So whoever dies in between leaves a record
+that the next one, or the reaper, puts right. A create without a clear answer is looked for by its label, and no other is
+sent before it is known what became of it. A box that does not answer in time is destroyed, its machine is not taken again,
+and the next offer is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from callsheet.errors import Budget, HostFault
+from callsheet.hosts import HostBook, HostLabel, HostRecord, HostState
+from callsheet.timing import scaled
+from callsheet.vastai import VastClient
+from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, OfferRules, Order, VastError
+
+#: How often a box that boots is looked at, and one that may have been made.
+LOOK_SECONDS = 10.0
+SEARCH_SECONDS = 15.0
+#: How long a box may be in no list after its create: a create without an answer is not over before.
+UNSEEN_SECONDS = 300.0
+#: How long a box may take to go after it was told to.
+GONE_SECONDS = 180.0
+#: How long a machine on which a box did not come up is left alone.
+BAD_SECONDS = 24 * 3600.0
+#: What the Docker daemon says when a box will never run. The first are the image's fault: another machine does no better.
+_BAD_IMAGE = ("manifest unknown", "pull access denied", "repository does not exist", "unauthorized")
+_BAD_MACHINE = (
+    "error response from daemon",
+    "failed to pull image",
+    "no space left on device",
+    "unexpected eof",
+    "oci runtime",
+)
+_GONE = ("stopped", "exited", "offline", "unknown", "frozen")
+DID_NOT_COME_UP = "did not come up"
+
+
+class RentRules(BaseModel):
+    """What may be rented, and how much of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        default="callsheet",
+        pattern=r"^[A-Za-z0-9._-]{1,40}$",
+        description="Name of the fleet; it stands in labels.",
+    )
+    gpu_names: tuple[str, ...] = Field(
+        default=(), description='GPUs as vast.ai names them, such as "RTX 4090"; any where empty.'
+    )
+    vram_gb: float = Field(default=24.0, gt=0, description="GPU memory at least, in GB.")
+    max_per_hour: float = Field(
+        gt=0, description="The most that a host may cost, in $ per hour with its disk."
+    )
+    reliability: float = Field(
+        default=0.98, ge=0, le=1, description="vast.ai's reliability at least, from 0 to 1."
+    )
+    down_mbps: float = Field(default=500.0, ge=0, description="Download speed at least, in Mbit/s.")
+    cuda: float = Field(default=12.4, ge=0, description="CUDA version that the driver allows at least.")
+    countries: tuple[str, ...] = Field(
+        default=(), description="Two-letter codes of countries; any where empty."
+    )
+    disk_gb: float = Field(default=80.0, ge=8, description="Disk in GB.")
+    image: str = Field(default="", description="Docker image of the host.")
+    template: str = Field(default="", description="Hash of a vast.ai template, instead of an image.")
+    download_gb: float = Field(
+        default=40.0, ge=0, description="What a host loads before it works (image, models), in GB."
+    )
+    max_hosts: int = Field(default=1, ge=1, le=100, description="Hosts at once, at most.")
+    max_total_per_hour: float | None = Field(
+        default=None, gt=0, description="$ per hour of all hosts together, at most."
+    )
+    max_hours: float = Field(
+        default=12.0, gt=0, le=24 * 7, description="Hours after which a host goes, whatever it does."
+    )
+    credit_floor: float = Field(default=1.0, ge=0, description="$ of credit under which nothing is rented.")
+    boot_minutes: float = Field(default=40.0, gt=0, description="Minutes until a host must answer.")
+    attempts: int = Field(default=5, ge=1, le=20, description="Offers that are tried before it is given up.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> RentRules:
+        if not self.image and not self.template:
+            raise ValueError("hosts to rent need an image or a template")
+        if self.max_total_per_hour is not None and self.max_total_per_hour < self.max_per_hour:
+            raise ValueError(
+                f"max_total_per_hour is {self.max_total_per_hour:g}; expected at least max_per_hour, {self.max_per_hour:g}"
+            )
+        return self
+
+    def offers(self, ports: int) -> OfferRules:
+        """Which offers are good enough for a host of which so many ports are reached."""
+        return OfferRules(
+            disk_gb=self.disk_gb,
+            gpu_names=self.gpu_names,
+            vram_gb=self.vram_gb,
+            max_per_hour=self.max_per_hour,
+            reliability=self.reliability,
+            down_mbps=self.down_mbps,
+            cuda=self.cuda,
+            ports=max(1, ports),
+            countries=self.countries,
+            hours=self.max_hours,
+        )
+
+    def cost(self, offer: Offer, hours: float) -> float:
+        """What it costs to get ``hours`` of work done on this offer, in $: until it is loaded, too, and the load itself."""
+        loading = self.download_gb * 8000 / max(offer.down_mbps, 1.0) / 3600
+        return (hours + loading) * offer.price.per_hour(
+            self.disk_gb
+        ) + self.download_gb * offer.price.down_per_gb
+
+
+@dataclass(frozen=True)
+class RentedHost:
+    """A host that answers: what is written down of it, and the box."""
+
+    record: HostRecord
+    box: Instance
+
+
+#: Whether a box answers as it should: it does; not yet; or why it never will.
+Answers = Callable[[Instance], Literal[True, False] | str]
+
+
+class Renter:
+    """Rents hosts of one fleet. One at a time: whoever calls it sees to that."""
+
+    def __init__(
+        self,
+        client: VastClient,
+        book: HostBook,
+        rules: RentRules,
+        *,
+        env: dict[str, str] | None = None,
+        ports: tuple[int, ...] = (),
+        onstart: str = "",
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """``env``, ``ports`` and ``onstart`` are the box's (`Order`)."""
+        self._client, self._book, self._rules = client, book, rules
+        self._env, self._ports, self._onstart = dict(env or {}), ports, onstart
+        self._now, self._sleep, self._warn = now, sleep, warn
+
+    def reuse(self, but: Collection[str] = ()) -> RentedHost | None:
+        """A host of the fleet that answers and will for an hour yet, but for the leases ``but``."""
+        boxes = {box.id: box for box in self._client.instances()}
+        for record in self._own(self._book.all()):
+            box = boxes.get(record.instance or 0)
+            lasts = record.ends - self._now() > 3600
+            if (
+                record.state == "ready"
+                and record.lease not in but
+                and lasts
+                and box
+                and box.status == "running"
+            ):
+                return RentedHost(record, box)
+        return None
+
+    def rent(self, hours: float, answers: Answers) -> RentedHost:
+        """A new host, for so many hours of work.
+
+        Raises:
+            Budget: a cap is reached, or the account's credit.
+            HostFault: no offer came to anything.
+            VastError: vast.ai refuses, or what became of a create cannot be found out.
+        """
+        tried: list[str] = []
+        for _ in range(self._rules.attempts):
+            record = self.put_right() or self._order(hours)
+            if record is None:
+                continue  # somebody else was quicker
+            try:
+                return RentedHost(*self._boot(record, answers))
+            except HostFault as fault:
+                tried.append(str(fault))
+                self._warn(f"{fault}; takes another offer")
+        raise HostFault(
+            f"no host of fleet {self._rules.name} came up: {'; '.join(tried) or 'every offer was taken by others'}"
+        )
+
+    def give_back(self, record: HostRecord, reason: str) -> None:
+        """Destroys a host and waits until it is gone. The reaper does it where this cannot.
+
+        Raises:
+            VastError: it was not taken on, or the box is still there.
+        """
+        self._book.change(record.lease, ("creating", "booting", "ready"), state="draining", reason=reason)
+        until = self._now() + GONE_SECONDS
+        asked: set[int] = set()
+        known = (self._book.read(record.lease) or record).instance
+        if known is not None:  # though no list may show it yet
+            self._client.destroy(known)
+            asked.add(known)
+        while boxes := [box.id for box in self._client.instances() if box.label == record.label]:
+            if self._now() >= until:
+                raise VastError(f"host {record.lease}: it was told to go and is still there")
+            for identity in boxes:
+                if identity not in asked:
+                    self._client.destroy(identity)
+                    asked.add(identity)
+            self._sleep(scaled(LOOK_SECONDS))
+        self._change(record, "draining", state="ended")
+
+    # From an order to a box ----------------------------------------------------------------------
+
+    def put_right(self) -> HostRecord | None:
+        """Finds out what became of creates whose outcome is not known, before anything else is created.
+
+        Returns:
+            A host that boots and that nobody waits for: who ordered it is dead.
+        """
+        orphans = []
+        for record in self._own(self._book.all()):
+            if record.state == "draining":
+                self.give_back(record, record.reason)
+            found = self._find(record) if record.state == "creating" else record
+            if found is not None and found.state == "booting":
+                orphans.append(found)
+        return orphans[0] if orphans else None
+
+    def _find(self, record: HostRecord) -> HostRecord | None:
+        """The record with the box that its create made; None where it made none: it is over then."""
+        while True:
+            found = [box for box in self._client.instances() if box.label == record.label]
+            if found:
+                for box in found[1:]:
+                    self._client.destroy(box.id)
+                return self._change(record, "creating", state="booting", instance=found[0].id)
+            if self._now() - record.made > UNSEEN_SECONDS:
+                self._change(record, "creating", state="ended", reason="it was never made")
+                return None
+            self._sleep(scaled(SEARCH_SECONDS))
+
+    def _order(self, hours: float) -> HostRecord | None:
+        """Orders the best offer; None where it is gone. The record has the box's id."""
+        self._check_caps()
+        offer = self._best(hours)
+        now, rules = self._now(), self._rules
+        label = HostLabel.new(rules.name, now, rules.max_hours * 3600)
+        order = Order(
+            label=str(label),
+            disk_gb=rules.disk_gb,
+            image=rules.image,
+            template=rules.template,
+            env=self._env,
+            ports=self._ports,
+            onstart=self._onstart,
+        )
+        record = HostRecord(
+            lease=label.lease,
+            label=str(label),
+            fleet=rules.name,
+            made=label.made,
+            ends=label.ends,
+            deadline=now + rules.boot_minutes * 60,
+            max_per_hour=rules.max_per_hour,
+            offer=offer.id,
+            machine=offer.machine_id,
+        )
+        self._book.write(record)
+        try:
+            created = self._client.create(offer, order)
+        except Ambiguous as fault:
+            self._warn(f"{fault}; looks for its label")
+            return self._unclear(record, fault)
+        except VastError as fault:
+            self._change(record, "creating", state="ended", reason=str(fault))
+            if isinstance(fault, OfferGone):
+                return None
+            raise
+        return self._change(record, "creating", state="booting", instance=created.id)
+
+    def _change(self, record: HostRecord, was: HostState, **changes: object) -> HostRecord | None:
+        """Changes a record that is in this state; None where somebody else was quicker."""
+        return self._book.change(record.lease, (was,), **changes)
+
+    def _unclear(self, record: HostRecord, fault: Ambiguous) -> HostRecord | None:
+        if fault.instance_id is None:
+            return self._find(record)
+        # It says that it failed, and that there is a box: what that is worth nobody knows.
+        self._change(record, "creating", state="booting", instance=fault.instance_id)
+        self.give_back(record, str(fault))
+        return None
+
+    def _check_caps(self) -> None:
+        """Raises Budget where one host more is one too many, by the provider's own list."""
+        rules = self._rules
+        labels = [(box, HostLabel.read(box.label)) for box in self._client.instances()]
+        ours = [box for box, label in labels if label is not None and label.fleet == rules.name]
+        if len(ours) >= rules.max_hosts:
+            raise Budget(
+                f"fleet {rules.name}: {len(ours)} hosts are rented, and max_hosts is {rules.max_hosts}"
+            )
+        per_hour = sum(box.price.per_hour(box.disk_gb) for box in ours)
+        if rules.max_total_per_hour is not None and per_hour + rules.max_per_hour > rules.max_total_per_hour:
+            raise Budget(
+                f"fleet {rules.name}: its hosts cost ${per_hour:.2f} an hour, one more up to ${rules.max_per_hour:.2f}, and "
+                f"max_total_per_hour is ${rules.max_total_per_hour:.2f}"
+            )
+        if (credit := self._client.credit()) < rules.credit_floor:
+            raise Budget(
+                f"vast.ai: ${credit:.2f} of credit are left, and credit_floor is ${rules.credit_floor:.2f}"
+            )
+
+    def _best(self, hours: float) -> Offer:
+        """The offer on which the work costs least.
+
+        Raises:
+            HostFault: there is none.
+        """
+        bad = self._bad_machines()
+        offers = [
+            offer
+            for offer in self._client.search(self._rules.offers(len(self._ports)))
+            if offer.machine_id not in bad
+        ]
+        if not offers:
+            raise HostFault(
+                f"fleet {self._rules.name}: vast.ai offers nothing that its rules allow, at ${self._rules.max_per_hour:.2f} an hour"
+                + (f" and but for {len(bad)} machines that failed lately" if bad else "")
+            )
+        return min(offers, key=lambda offer: self._rules.cost(offer, hours))
+
+    def _bad_machines(self) -> set[int]:
+        """Machines on which a box did not come up lately."""
+        since = self._now() - BAD_SECONDS
+        return {
+            r.machine for r in self._book.all() if r.made > since and r.reason.startswith(DID_NOT_COME_UP)
+        }
+
+    def _own(self, records: Iterable[HostRecord]) -> list[HostRecord]:
+        return [record for record in records if record.fleet == self._rules.name]
+
+    # From a box to a host ------------------------------------------------------------------------
+
+    def _boot(self, record: HostRecord, answers: Answers) -> tuple[HostRecord, Instance]:
+        """Waits until a box answers. One that does not is given back.
+
+        Raises:
+            HostFault: it does not, and why.
+            VastError: no box will, wherever it runs: its image is at fault.
+        """
+        assert record.instance is not None
+        reason = ""
+        while not reason:
+            if self._now() >= record.deadline:
+                reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
+                break
+            box = self._look(record.instance)
+            if box is not None:
+                outcome = answers(box) if box.status == "running" and box.address else False
+                if outcome is True:
+                    ready = self._change(record, "booting", state="ready")
+                    if ready is None:
+                        raise HostFault(f"host {record.lease}: somebody else gave it back")
+                    return ready, box
+                reason = outcome or _why_never(box)
+            if not reason:
+                self._sleep(scaled(LOOK_SECONDS))
+        self._give_up(record, reason)
+        if any(text in reason.lower() for text in _BAD_IMAGE):
+            raise VastError(f"image {self._rules.image or self._rules.template}: {reason}")
+        raise HostFault(f"host {record.lease} on machine {record.machine}: {reason}")
+
+    def _look(self, identity: int) -> Instance | None:
+        try:
+            return self._client.instance(identity)
+        except VastError as fault:
+            self._warn(str(fault))
+            return None
+
+    def _give_up(self, record: HostRecord, reason: str) -> None:
+        try:
+            self.give_back(record, f"{DID_NOT_COME_UP}: {reason}")
+        except VastError as fault:
+            self._warn(f"host {record.lease} is left to the reaper: {fault}")
+
+
+def _why_never(box: Instance) -> str:
+    """Why a box will never run; empty where it may."""
+    said = box.message.lower()
+    if any(text in said for text in (*_BAD_IMAGE, *_BAD_MACHINE)):
+        return box.message
+    return f"it is {box.status}" if box.status in _GONE else ""
