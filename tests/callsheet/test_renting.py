@@ -119,6 +119,7 @@ def test_a_create_without_an_answer_is_found_by_its_label(
     assert [box.id for box in vast.boxes.values()] == [host.box.id], "and no other is rented"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["hangs", "502", "429 text"])
 def test_a_create_that_made_nothing_is_waited_for_and_then_another_is_sent(
     vast: Vast, renter: Any, book: HostBook, fault: Fault
@@ -141,6 +142,7 @@ def test_a_box_that_an_error_made_is_destroyed(vast: Vast, renter: Any) -> None:
     assert len(vast.boxes) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fate", "said"),
     [("stuck", "did not answer within 40 minutes"), ("exits", "it is exited"), ("offline", "it is offline"),
@@ -178,6 +180,7 @@ def test_what_the_engine_says_ends_the_wait(vast: Vast, renter: Any) -> None:
     assert vast.billable() == []
 
 
+@pytest.mark.slow
 def test_it_is_given_up_after_some_offers(vast: Vast, renter: Any) -> None:
     for _ in range(9):
         vast.offer()

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 #: SIGTERM in the middle of the flow's own code: a signal may come there as well as between two turns of the loop.
 PROGRAM = """
 import signal, sys
@@ -25,6 +27,7 @@ except Terminated:
 """
 
 
+@pytest.mark.slow
 def test_sigterm_anywhere_ends_a_run_in_order(write_script: Callable[..., Path], tmp_path: Path) -> None:
     """Prefect, told so inside a flow, sends the signal again to the handler before: that one ended the process."""
     script = write_script({"shot_id": "a", "text": "One line is spoken.", "voice": "anna"})
