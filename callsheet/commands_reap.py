@@ -23,7 +23,7 @@ def reap(
     store: Annotated[
         str,
         typer.Option(
-            help="Where the hosts are written down: a folder or r2://BUCKET/PREFIX. Without it label, age and state decide."
+            help="Where hosts are written down: a folder or r2://BUCKET/PREFIX. Without it each goes when its time is over."
         ),
     ] = "",
     fleet: Annotated[str, typer.Option(help="Name of the fleet; all of ours when not given.")] = "",
@@ -33,7 +33,8 @@ def reap(
     at_most: Annotated[
         int,
         typer.Option(
-            min=0, help="Destroy none where more than so many should go: then something else is wrong."
+            min=0,
+            help="Destroy none before its time where more than so many should go: something else is wrong.",
         ),
     ] = AT_MOST,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
@@ -64,6 +65,7 @@ def _as_json(sweep: Sweep) -> dict[str, Any]:
         "left": {str(identity): reason for identity, reason in sweep.left.items()},
         "foreign": sweep.foreign,
         "breaker": sweep.breaker,
+        "faults": sweep.faults,
     }
 
 
@@ -88,11 +90,13 @@ def _print(sweep: Sweep, *, dry_run: bool) -> None:
             )
         out.print(table)
     if sweep.breaker:
-        out.print(f"Nothing was destroyed: {sweep.breaker} (--at-most)", style="red", markup=False)
+        out.print(f"Not destroyed: {sweep.breaker} (--at-most)", style="red", markup=False)
     for identity, reason in sweep.left.items():
         out.print(
             f"Not destroyed, look at it yourself: instance {identity}: {reason}", style="red", markup=False
         )
+    for fault in sweep.faults:
+        out.print(f"Not read or written down: {fault}", style="red", markup=False)
     out.print(
         f"{len(sweep.kept)} hosts kept, {len(sweep.destroyed)} destroyed, {sweep.foreign} not ours.",
         markup=False,

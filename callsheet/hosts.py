@@ -1,12 +1,12 @@
 """Rented hosts as they are written down: a label on the box, and a record in the store.
 
-    label = HostLabel.new("studio", now=time.time(), seconds=6 * 3600)
-    str(label)                                     # callsheet:studio:1f0c…:1800000000:1800021600
     book = HostBook(store)
+    label = HostLabel.new("studio", book.id(), now=time.time(), seconds=6 * 3600)
+    str(label)                                     # callsheet:studio:5e77ab01:1f0c…:1800000000:1800021600
     book.write(HostRecord.of(label, offer, …))     # before anything is rented
     book.change(label.lease, ("ready",), state="draining")      # None where another was quicker
 
-The label alone is enough to reap a box by: it says whose it is, since when and until when. The record,
+The label alone is enough to reap a box by: it says whose it is, where it is written down, since when and until when. The record,
 ``hosts/<lease>.json``, is written before the box is rented and changed by conditional writes only.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -22,15 +22,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from callsheet.errors import BadInput, StoreFault
 from callsheet.store import Store
+from callsheet.vastai_answers import Price
 
 PREFIX = "callsheet"
 _LABEL = re.compile(
-    rf"{PREFIX}:(?P<fleet>[A-Za-z0-9._-]{{1,40}}):(?P<lease>[0-9a-f]{{12}}):(?P<made>\d{{1,12}}):(?P<ends>\d{{1,12}})"
+    rf"{PREFIX}:(?P<fleet>[A-Za-z0-9._-]{{1,40}}):(?P<book>[0-9a-f]{{8}}):(?P<lease>[0-9a-f]{{12}}):(?P<made>\d{{1,12}}):(?P<ends>\d{{1,12}})"
 )
 #: What becomes of a host: written down, rented, answering, being given back, gone.
 HostState = Literal["creating", "booting", "ready", "draining", "ended"]
 #: How often a record is tried to be changed that others change, too.
 _ATTEMPTS = 20
+#: A box that no whole list has had for so long hardly comes back: it is not counted and not used any more.
+MISSING_SECONDS = 600.0
+NO_PRICE = Price(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,24 @@ class HostLabel:
 
     Attributes:
         fleet: whose it is.
+        book: where it is written down.
         made, ends: when it was ordered and when it must be gone, in whole seconds of the epoch.
     """
 
     fleet: str
+    book: str
     lease: str
     made: int
     ends: int
 
     @classmethod
-    def new(cls, fleet: str, now: float, seconds: float) -> Self:
+    def new(cls, fleet: str, book: str, now: float, seconds: float) -> Self:
         """A new lease of this length.
 
         Raises:
             BadInput: the fleet's name cannot stand in a label.
         """
-        label = cls(fleet, uuid.uuid4().hex[:12], int(now), int(now + seconds))
+        label = cls(fleet, book, uuid.uuid4().hex[:12], int(now), int(now + seconds))
         if cls.read(str(label)) != label:
             raise BadInput(
                 f'fleet "{fleet}": found a name that cannot stand in a label; expected 1 to 40 letters, digits, dots, '
@@ -66,48 +72,86 @@ class HostLabel:
     def read(cls, text: str) -> Self | None:
         """The label, or None where it is not one of ours: then the box is somebody else's."""
         found = _LABEL.fullmatch(text)
-        return cls(found["fleet"], found["lease"], int(found["made"]), int(found["ends"])) if found else None
+        if found is None:
+            return None
+        return cls(found["fleet"], found["book"], found["lease"], int(found["made"]), int(found["ends"]))
 
     def __str__(self) -> str:
-        return f"{PREFIX}:{self.fleet}:{self.lease}:{self.made}:{self.ends}"
+        return f"{PREFIX}:{self.fleet}:{self.book}:{self.lease}:{self.made}:{self.ends}"
 
 
 class HostRecord(BaseModel):
     """What is known of a rented host. It holds no secret.
 
+    Fields that a later version wrote are kept as they are.
+
     Attributes:
         label: as on the box.
+        account: the account that it is rented with, by vast.ai's number: no other can tell whether it is there.
         deadline: until when it must answer, in seconds of the epoch.
         max_per_hour: the most that it may cost, in $ per hour with its disk.
+        price: what it costs, as its offer said.
         instance: the box's id; None until it is known, as after a create without an answer.
+        ready_at: since when it answers.
         ill_since: since when the provider says that it does not run.
+        missing_since: since when whole lists have not got it.
+        failed_boot: whether it did not come up: its machine is left alone for a while.
         reason: why it ended.
+        nonce: of the last change: by it who wrote knows its own work again.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     lease: str
     label: str
     fleet: str
+    account: int
     state: HostState = "creating"
     made: float
     ends: float
     deadline: float
     max_per_hour: float = Field(ge=0)
+    price: Price = NO_PRICE
+    disk_gb: float = 0.0
     offer: int
     machine: int
     instance: int | None = None
+    ready_at: float | None = None
     ill_since: float | None = None
+    missing_since: float | None = None
+    failed_boot: bool = False
     reason: str = ""
+    nonce: str = ""
 
     @property
     def is_over(self) -> bool:
         """Whether it is given back: whatever box is there under its label is to go."""
         return self.state in ("draining", "ended")
 
+    def is_missing(self, now: float) -> bool:
+        """Whether no list has had it for so long that it hardly comes back."""
+        return self.missing_since is not None and now - self.missing_since > MISSING_SECONDS
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """All records of a store, as far as they could be read.
+
+    Attributes:
+        records: by lease.
+        unreadable: lease to what is wrong.
+    """
+
+    records: Mapping[str, HostRecord]
+    unreadable: Mapping[str, str]
+
 
 def record_path(lease: str) -> str:
     return f"hosts/{lease}.json"
+
+
+#: Names the book: a label says in which its host is written down.
+_BOOK_PATH = "hosts/book"
 
 
 class HostBook:
@@ -116,10 +160,36 @@ class HostBook:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def write(self, record: HostRecord) -> None:
+    def id(self) -> str:
+        """Eight characters that no other book has; given to a new one.
+
+        Raises:
+            StoreFault: it can be neither read nor written.
+        """
+        known = self.known_id()
+        if known is None:
+            self._store.put_if(_BOOK_PATH, uuid.uuid4().hex[:8].encode(), None)
+            known = self.known_id()
+        if known is None:
+            raise StoreFault(f"store {self._store}: {_BOOK_PATH} was written and is not there")
+        return known
+
+    def known_id(self) -> str | None:
+        """The same; None where nothing was ever written down here."""
+        try:
+            found = self._store.get(_BOOK_PATH).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        if not re.fullmatch(r"[0-9a-f]{8}", found):
+            raise StoreFault(f"store {self._store}: {_BOOK_PATH} is no name of a book of hosts")
+        return found
+
+    def write(self, record: HostRecord) -> HostRecord:
         """Writes a new record down. Raises StoreFault where it is there already."""
-        if not self._store.put_if(record_path(record.lease), _content(record), None):
+        written = self._put(record, None)
+        if written is None:
             raise StoreFault(f"store {self._store}: {record_path(record.lease)} is there already")
+        return written
 
     def read(self, lease: str) -> HostRecord | None:
         """The record of a lease.
@@ -134,12 +204,25 @@ class HostBook:
         except ValidationError:
             raise StoreFault(f"store {self._store}: {record_path(lease)} is no record of a host") from None
 
-    def all(self) -> Iterator[HostRecord]:
-        """Every record. Raises StoreFault where one cannot be read."""
+    def hosts(self) -> Hosts:
+        """Every record. One that cannot be read hides no other.
+
+        Raises:
+            StoreFault: it cannot be told which there are.
+        """
+        records, unreadable = {}, {}
         for file in self._store.list("hosts/"):
             lease = file.path.removeprefix("hosts/").removesuffix(".json")
-            if re.fullmatch(r"[0-9a-f]{12}", lease) and (record := self.read(lease)) is not None:
-                yield record
+            if not re.fullmatch(r"[0-9a-f]{12}", lease):
+                continue
+            try:
+                record = self.read(lease)
+            except StoreFault as fault:
+                unreadable[lease] = str(fault)
+            else:
+                if record is not None:
+                    records[lease] = record
+        return Hosts(records, unreadable)
 
     def change(self, lease: str, states: Collection[HostState], **changes: Any) -> HostRecord | None:
         """Changes a record that is in one of ``states``; None where it is in another, or gone.
@@ -147,18 +230,46 @@ class HostBook:
         Raises:
             StoreFault: the store cannot do it, or others change it all the time.
         """
+        return self._change(lease, lambda record: record.state in states, changes)
+
+    def change_as_seen(self, seen: HostRecord, **changes: Any) -> HostRecord | None:
+        """Changes a record that still has the state and the box of ``seen``; None where it has others, or is gone.
+
+        Raises:
+            StoreFault: as `change` does.
+        """
+        return self._change(
+            seen.lease,
+            lambda record: (record.state, record.instance) == (seen.state, seen.instance),
+            changes,
+        )
+
+    def _change(
+        self, lease: str, may: Callable[[HostRecord], bool], changes: Mapping[str, Any]
+    ) -> HostRecord | None:
         path = record_path(lease)
         for _ in range(_ATTEMPTS):
             # The version first: what is changed between the two makes the write fail, and is read again.
             version = self._store.version(path)
             record = self.read(lease)
-            if record is None or record.state not in states:
+            if record is None or not may(record):
                 return None
-            changed = HostRecord.model_validate(record.model_dump() | changes)
-            if changed == record or self._store.put_if(path, _content(changed), version):
-                return changed
+            changed = HostRecord.model_validate({**record.model_dump(), **changes})
+            written = record if changed == record else self._put(changed, version)
+            if written is not None:
+                return written
         raise StoreFault(f"store {self._store}: {path} is changed by others all the time")
 
+    def _put(self, record: HostRecord, version: str | None) -> HostRecord | None:
+        """Writes where nobody else did; None where somebody did.
 
-def _content(record: HostRecord) -> bytes:
-    return record.model_dump_json(indent=1).encode()
+        A bucket's client sends a write again whose answer was lost, and then hears that the version is another: its own.
+        """
+        record = record.model_copy(update={"nonce": uuid.uuid4().hex[:12]})
+        content, path = record.model_dump_json(indent=1).encode(), record_path(record.lease)
+        if self._store.put_if(path, content, version):
+            return record
+        try:
+            return record if self._store.get(path) == content else None
+        except FileNotFoundError:
+            return None

@@ -4,28 +4,33 @@
     sweep.destroyed, sweep.left          # what is gone, and what could not be destroyed: alert somebody
 
 It is level-triggered: every sweep looks at everything anew, so a sweep that was killed or failed is made good by the
-next. The provider's list is the truth; without records (no store, or it does not answer) label, age and state decide.
-Boxes without a label of ours are nobody's business but their owner's: they are counted and never touched.
+next. The provider's list is the truth; without records (no store, another one, or it does not answer) a box goes when
+the time on its label is over. What cannot be written down stops no destroy. Boxes without a label of ours are nobody's
+business but their owner's: they are counted and never touched.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from callsheet.hosts import HostBook, HostLabel, HostRecord
+from callsheet.errors import StoreFault
+from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Instance, VastError
 
-#: A box without a record is given this long: its record may lie in a store that is not ours.
+#: A box without a record is given this long.
 GRACE_SECONDS = 15 * 60.0
 #: A box that does not run, and will not by itself, is given this long.
 ILL_SECONDS = 10 * 60.0
 #: A box is in no list for a while after it was made, so a record without a box is none that is over.
 LATE_SECONDS = 10 * 60.0
-#: More than these at once are destroyed by nobody but a person: more likely than so many orphans is a mistake of ours.
+#: A host in use that is in no list for so long does not come back: its record is closed.
+CLOSED_SECONDS = 3600.0
+#: More than these are destroyed at once by nobody but a person, unless their time is over or they were given back:
+#: more likely than so many orphans is a mistake of ours.
 AT_MOST = 20
 #: How long a box may take to go after it was told to, and how often that is looked at.
 GONE_SECONDS = 180.0
@@ -35,11 +40,20 @@ _ILL = ("stopped", "exited", "offline", "unknown", "frozen")
 
 @dataclass(frozen=True)
 class Doomed:
-    """A box that is to be destroyed, and why."""
+    """A box that is to be destroyed, and why.
+
+    Attributes:
+        record: what was written down of it when it was judged; None where nothing is, or it is another box's.
+        is_sure: whether no judgement of ours is in it: its own time is over, or it was given back.
+        failed_boot: whether it did not come up.
+    """
 
     id: int
     label: HostLabel
     reason: str
+    record: HostRecord | None = None
+    is_sure: bool = False
+    failed_boot: bool = False
 
 
 @dataclass
@@ -52,7 +66,8 @@ class Sweep:
         destroyed: those of them that are in no list any more.
         left: those that are still there, and why; somebody must look.
         foreign: how many boxes are not ours.
-        breaker: why nothing was destroyed though it should be; empty where it was.
+        breaker: why not all was destroyed that should be; empty where it was.
+        faults: what could not be read or written down.
     """
 
     kept: list[Instance] = field(default_factory=list)
@@ -61,11 +76,12 @@ class Sweep:
     left: dict[int, str] = field(default_factory=dict)
     foreign: int = 0
     breaker: str = ""
+    faults: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
         """Whether nobody need be woken."""
-        return not self.left and not self.breaker
+        return not self.left and not self.breaker and not self.faults
 
 
 class Reaper:
@@ -81,7 +97,7 @@ class Reaper:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``fleet``: sweeps this one alone. Without a ``book`` label, age and state decide."""
+        """``fleet``: sweeps this one alone. Without a ``book`` the time on the label decides."""
         self._client, self._book, self._fleet, self._at_most = client, book, fleet, at_most
         self._now, self._sleep = now, sleep
 
@@ -90,75 +106,87 @@ class Reaper:
 
         Raises:
             VastError: the provider's list could not be read as a whole: nothing is known, nothing is done.
-            StoreFault: there are records and they cannot be read.
         """
         sweep = Sweep()
         # Records first: a box that is made between the two reads has its record, and is not in this list.
-        # A store without any record is the wrong one: every host of ours was written down before it was rented.
-        records = {record.lease: record for record in self._book.all()} or None if self._book else None
+        known = self._known(sweep)
         boxes = self._client.instances()
         for box in boxes:
             label = HostLabel.read(box.label)
             if label is None or self._fleet not in ("", label.fleet):
                 sweep.foreign += label is None
-            elif reason := self._judge(box, label, records):
-                sweep.doomed.append(Doomed(box.id, label, reason))
+            elif doomed := self._judge(box, label, known):
+                sweep.doomed.append(doomed)
             else:
                 sweep.kept.append(box)
-        if len(sweep.doomed) > self._at_most:
-            sweep.breaker = (
-                f"{len(sweep.doomed)} boxes would be destroyed at once, and more than {self._at_most} are not without a "
-                "person's word"
-            )
-        elif not dry_run:
-            self._destroy(sweep)
-            self._close(records or {}, {box.id for box in boxes}, {box.label for box in boxes})
+        if not dry_run:
+            self._destroy(self._allowed(sweep), sweep)
+            if known is not None:
+                self._note_health(sweep, known)
+                self._close(sweep, known, boxes)
+        else:
+            self._allowed(sweep)
         return sweep
 
-    def _judge(self, box: Instance, label: HostLabel, records: Mapping[str, HostRecord] | None) -> str:
-        """Why a box should not be there; empty where it should."""
+    # Judgement: nothing is written -------------------------------------------------------------------
+
+    def _known(self, sweep: Sweep) -> _Known | None:
+        """What is written down; None where that is not known, and the labels alone decide."""
+        if self._book is None:
+            return None
+        try:
+            book = self._book.known_id()
+            hosts = self._book.hosts()
+        except StoreFault as fault:
+            sweep.faults.append(f"the records are not known, labels alone decide: {fault}")
+            return None
+        sweep.faults += hosts.unreadable.values()
+        return _Known(book, hosts)
+
+    def _judge(self, box: Instance, label: HostLabel, known: _Known | None) -> Doomed | None:
+        """Why a box should not be there; None where it should."""
         now = self._now()
+        record = known.records.get(label.lease) if known and known.id == label.book else None
+        own = record if record is not None and record.instance in (None, box.id) else None
         if now >= label.ends:
-            return "its time is over"
-        if records is None:
-            dead = box.status in _ILL and now - label.made > GRACE_SECONDS
-            return f"it is {box.status}, and no records are at hand" if dead else ""
-        record = records.get(label.lease)
+            return Doomed(box.id, label, "its time is over", own, is_sure=True)
+        if known is None or known.id != label.book or label.lease in known.unreadable:
+            return None
         if record is None:
-            return "nobody has it written down" if now - label.made > GRACE_SECONDS else ""
+            late = now - label.made > GRACE_SECONDS
+            return Doomed(box.id, label, "nobody has it written down") if late else None
         if record.is_over:
-            return f"it was given back: {record.reason}" if record.reason else "it was given back"
-        if record.instance not in (None, box.id):
-            return f"its lease is that of {record.instance}"
+            reason = f"it was given back: {record.reason}" if record.reason else "it was given back"
+            return Doomed(box.id, label, reason, own, is_sure=True)
+        if own is None:
+            return Doomed(box.id, label, f"its lease is that of {record.instance}")
         if record.state != "ready" and now >= record.deadline:
-            return "it did not come up in time"
+            return Doomed(box.id, label, "it did not come up in time", record, failed_boot=True)
         if box.per_hour > record.max_per_hour * 1.01:
-            return (
+            reason = (
                 f"it costs ${box.per_hour:.3f} an hour, and at most ${record.max_per_hour:.3f} was agreed to"
             )
-        return self._ill(box, record, now)
+            return Doomed(box.id, label, reason, record)
+        if box.status in _ILL and record.ill_since is not None and now - record.ill_since > ILL_SECONDS:
+            return Doomed(box.id, label, f"it is {box.status} since {now - record.ill_since:.0f} s", record)
+        return None
 
-    def _ill(self, box: Instance, record: HostRecord, now: float) -> str:
-        """Why a box that does not run should go; it is written down since when it does not."""
-        if box.status not in _ILL:
-            if record.ill_since is not None:
-                self._change(record, ill_since=None)
-            return ""
-        if record.ill_since is None:
-            self._change(record, ill_since=now)
-            return ""
-        return (
-            f"it is {box.status} since {now - record.ill_since:.0f} s"
-            if now - record.ill_since > ILL_SECONDS
-            else ""
+    def _allowed(self, sweep: Sweep) -> list[Doomed]:
+        """Those of the doomed that may go without a person's word."""
+        judged = [box for box in sweep.doomed if not box.is_sure]
+        if len(judged) <= self._at_most:
+            return sweep.doomed
+        sweep.breaker = (
+            f"{len(judged)} boxes would be destroyed at once, and more than {self._at_most} are not without a "
+            "person's word"
         )
+        return [box for box in sweep.doomed if box.is_sure]
 
-    def _change(self, record: HostRecord, **changes: object) -> HostRecord | None:
-        return self._book.change(record.lease, (record.state,), **changes) if self._book else None
+    # What is done about it -----------------------------------------------------------------------------
 
-    def _destroy(self, sweep: Sweep) -> None:
-        """Destroys the doomed, and looks until they are in no list any more."""
-        asked = [box for box in sweep.doomed if self._ask(box, sweep)]
+    def _destroy(self, doomed: list[Doomed], sweep: Sweep) -> None:
+        """Destroys boxes, and looks until they are in no list any more."""
+        asked = [box for box in doomed if self._drain(box, sweep) and self._ask(box, sweep)]
         until = self._now() + GONE_SECONDS
         while asked:
             try:
@@ -168,7 +196,8 @@ class Reaper:
                 return
             gone = [box for box in asked if box.id not in there]
             for box in gone:
-                self._note(box, "ended")
+                if box.record is not None:
+                    self._change(sweep, box.record.model_copy(update={"state": "draining"}), state="ended")
             sweep.destroyed += gone
             asked = [box for box in asked if box.id in there]
             if asked and self._now() >= until:
@@ -177,8 +206,22 @@ class Reaper:
             if asked:
                 self._sleep(scaled(LOOK_SECONDS))
 
+    def _drain(self, box: Doomed, sweep: Sweep) -> bool:
+        """Writes down that a box goes, so that no lane takes it up any more.
+
+        Returns:
+            Whether it may go: not where its record says something else by now. A store that does not answer holds up nothing.
+        """
+        if box.record is None or box.record.is_over or self._book is None:
+            return True
+        changes = {"state": "draining", "reason": box.reason, "failed_boot": box.failed_boot}
+        try:
+            return self._book.change_as_seen(box.record, **changes) is not None
+        except StoreFault as fault:
+            sweep.faults.append(str(fault))
+            return True
+
     def _ask(self, box: Doomed, sweep: Sweep) -> bool:
-        self._note(box, "draining")
         try:
             self._client.destroy(box.id)
         except VastError as error:
@@ -186,17 +229,57 @@ class Reaper:
             return False
         return True
 
-    def _note(self, box: Doomed, state: str) -> None:
-        """Writes down what became of a lease, where there is a record: no lane takes it up any more."""
-        if self._book is not None:
-            changes: dict[str, object] = {"state": state, "reason": box.reason}
-            self._book.change(box.label.lease, ("creating", "booting", "ready", "draining"), **changes)
+    def _note_health(self, sweep: Sweep, known: _Known) -> None:
+        """Writes down since when the boxes that stay do not run."""
+        for box in sweep.kept:
+            label = HostLabel.read(box.label)
+            record = known.records.get(label.lease) if label else None
+            if record is None or record.is_over or record.instance != box.id:
+                continue
+            is_ill = box.status in _ILL
+            if is_ill != (record.ill_since is not None):
+                self._change(sweep, record, ill_since=self._now() if is_ill else None)
 
-    def _close(self, records: Mapping[str, HostRecord], ids: Iterable[int], labels: Iterable[str]) -> None:
-        """Ends records whose boxes are in the list no more, or never came: the list was whole."""
-        there, named, now = set(ids), set(labels), self._now()
-        for record in records.values():
-            is_late = now - record.made < LATE_SECONDS or (record.instance is None and now < record.deadline)
-            is_there = record.instance in there or record.label in named
-            if record.state != "ended" and not is_late and not is_there:
-                self._change(record, state="ended", reason=record.reason or "no box is there")
+    def _close(self, sweep: Sweep, known: _Known, boxes: Iterable[Instance]) -> None:
+        """Ends records whose boxes are gone, or never came.
+
+        One list without a host in use proves little, so that is written down first. Another account's boxes are in no
+        list of this one.
+        """
+        try:
+            account = self._client.account()
+        except VastError as error:
+            sweep.faults.append(f"whose list it is is not known, and no record is closed: {error}")
+            return
+        there, now = {box.id for box in boxes}, self._now()
+        named = {box.label for box in boxes}
+        for record in known.records.values():
+            if record.state == "ended" or record.account != account or self._fleet not in ("", record.fleet):
+                continue
+            if record.instance in there or record.label in named:
+                if record.missing_since is not None:
+                    self._change(sweep, record, missing_since=None)
+            elif now - record.made < LATE_SECONDS or (record.instance is None and now < record.deadline):
+                continue
+            elif record.state == "draining" or (record.state != "ready" and now >= record.deadline):
+                # Should it show itself after all, it goes all the same.
+                self._change(sweep, record, state="ended", reason=record.reason or "no box is there")
+            elif record.missing_since is None:
+                self._change(sweep, record, missing_since=now)
+            elif now - record.missing_since > CLOSED_SECONDS:
+                self._change(sweep, record, state="ended", reason="no list has had its box for an hour")
+
+    def _change(self, sweep: Sweep, record: HostRecord, **changes: object) -> None:
+        if self._book is None:
+            return
+        try:
+            self._book.change_as_seen(record, **changes)
+        except StoreFault as fault:
+            sweep.faults.append(str(fault))
+
+
+class _Known:
+    """What a book says, and which it is."""
+
+    def __init__(self, identity: str | None, hosts: Hosts) -> None:
+        self.id, self.records, self.unreadable = identity, hosts.records, hosts.unreadable

@@ -12,14 +12,15 @@ and the next offer is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from callsheet.errors import Budget, HostFault
-from callsheet.hosts import HostBook, HostLabel, HostRecord, HostState
+from callsheet.errors import Budget, HostFault, StoreFault
+from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts, HostState
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, OfferRules, Order, VastError
@@ -43,7 +44,6 @@ _BAD_MACHINE = (
     "oci runtime",
 )
 _GONE = ("stopped", "exited", "offline", "unknown", "frozen")
-DID_NOT_COME_UP = "did not come up"
 
 
 class RentRules(BaseModel):
@@ -153,11 +153,18 @@ class Renter:
         self._client, self._book, self._rules = client, book, rules
         self._env, self._ports, self._onstart = dict(env or {}), ports, onstart
         self._now, self._sleep, self._warn = now, sleep, warn
+        self._known_account: int | None = None
+
+    @property
+    def _account(self) -> int:
+        if self._known_account is None:
+            self._known_account = self._client.account()
+        return self._known_account
 
     def reuse(self, but: Collection[str] = ()) -> RentedHost | None:
         """A host of the fleet that answers and will for an hour yet, but for the leases ``but``."""
         boxes = {box.id: box for box in self._client.instances()}
-        for record in self._own(self._book.all()):
+        for record in self._own():
             box = boxes.get(record.instance or 0)
             lasts = record.ends - self._now() > 3600
             if (
@@ -177,6 +184,7 @@ class Renter:
             Budget: a cap is reached, or the account's credit.
             HostFault: no offer came to anything.
             VastError: vast.ai refuses, or what became of a create cannot be found out.
+            StoreFault: a record cannot be read or written: then it is not known how many hosts there are.
         """
         tried: list[str] = []
         for _ in range(self._rules.attempts):
@@ -192,28 +200,47 @@ class Renter:
             f"no host of fleet {self._rules.name} came up: {'; '.join(tried) or 'every offer was taken by others'}"
         )
 
-    def give_back(self, record: HostRecord, reason: str) -> None:
-        """Destroys a host and waits until it is gone. The reaper does it where this cannot.
+    def give_back(self, record: HostRecord, reason: str, *, failed_boot: bool = False) -> None:
+        """Destroys a host and waits until it is gone, whatever the store says. The reaper does it where this cannot.
 
         Raises:
             VastError: it was not taken on, or the box is still there.
         """
-        self._book.change(record.lease, ("creating", "booting", "ready"), state="draining", reason=reason)
-        until = self._now() + GONE_SECONDS
-        asked: set[int] = set()
-        known = (self._book.read(record.lease) or record).instance
-        if known is not None:  # though no list may show it yet
-            self._client.destroy(known)
-            asked.add(known)
-        while boxes := [box.id for box in self._client.instances() if box.label == record.label]:
+        changes = {"state": "draining", "reason": reason, "failed_boot": failed_boot}
+        self._try_change(record, ("creating", "booting", "ready"), **changes)
+        self._destroy(record)
+        self._try_change(record, ("draining",), state="ended")
+
+    def _destroy(self, record: HostRecord) -> None:
+        """Destroys the boxes of a lease until no whole list has them, and none can show itself any more."""
+        known = {record.instance}
+        with suppress(StoreFault):
+            known |= {getattr(self._book.read(record.lease), "instance", None)}
+        seen = False
+        shown = record.made + UNSEEN_SECONDS
+        until = max(self._now(), shown) + GONE_SECONDS
+        while True:
+            # Asked for again and again: one that no list shows yet is not known to its destroy either.
+            for identity in known:
+                if identity is not None:
+                    self._client.destroy(identity)
+            there = {
+                box.id for box in self._client.instances() if box.label == record.label or box.id in known
+            }
+            seen = seen or bool(there)
+            known |= there
+            if not there and (seen or self._now() > shown):
+                return
             if self._now() >= until:
                 raise VastError(f"host {record.lease}: it was told to go and is still there")
-            for identity in boxes:
-                if identity not in asked:
-                    self._client.destroy(identity)
-                    asked.add(identity)
             self._sleep(scaled(LOOK_SECONDS))
-        self._change(record, "draining", state="ended")
+
+    def _try_change(self, record: HostRecord, states: tuple[HostState, ...], **changes: object) -> None:
+        """Changes a record; a store that cannot do it holds up no destroy."""
+        try:
+            self._book.change(record.lease, states, **changes)
+        except StoreFault as fault:
+            self._warn(f"host {record.lease}: {fault}")
 
     # From an order to a box ----------------------------------------------------------------------
 
@@ -224,11 +251,11 @@ class Renter:
             A host that boots and that nobody waits for: who ordered it is dead.
         """
         orphans = []
-        for record in self._own(self._book.all()):
+        for record in self._all_own():
             if record.state == "draining":
-                self.give_back(record, record.reason)
+                self.give_back(record, record.reason, failed_boot=record.failed_boot)
             found = self._find(record) if record.state == "creating" else record
-            if found is not None and found.state == "booting":
+            if found is not None and found.state == "booting" and not found.is_missing(self._now()):
                 orphans.append(found)
         return orphans[0] if orphans else None
 
@@ -241,6 +268,7 @@ class Renter:
                     self._client.destroy(box.id)
                 return self._change(record, "creating", state="booting", instance=found[0].id)
             if self._now() - record.made > UNSEEN_SECONDS:
+                # Where there is one after all, it goes as soon as a sweep sees it.
                 self._change(record, "creating", state="ended", reason="it was never made")
                 return None
             self._sleep(scaled(SEARCH_SECONDS))
@@ -250,7 +278,7 @@ class Renter:
         self._check_caps()
         offer = self._best(hours)
         now, rules = self._now(), self._rules
-        label = HostLabel.new(rules.name, now, rules.max_hours * 3600)
+        label = HostLabel.new(rules.name, self._book.id(), now, rules.max_hours * 3600)
         order = Order(
             label=str(label),
             disk_gb=rules.disk_gb,
@@ -264,6 +292,9 @@ class Renter:
             lease=label.lease,
             label=str(label),
             fleet=rules.name,
+            account=self._account,
+            price=offer.price,
+            disk_gb=rules.disk_gb,
             made=label.made,
             ends=label.ends,
             deadline=now + rules.boot_minutes * 60,
@@ -282,7 +313,27 @@ class Renter:
             if isinstance(fault, OfferGone):
                 return None
             raise
-        return self._change(record, "creating", state="booting", instance=created.id)
+        return self._note_made(record, created.id)
+
+    def _note_made(self, record: HostRecord, identity: int) -> HostRecord | None:
+        """Writes down which box a create made; None where somebody else decided otherwise meanwhile.
+
+        Raises:
+            StoreFault: it cannot be written down; the box is given back.
+        """
+        record = record.model_copy(update={"instance": identity})
+        try:
+            booting = self._change(record, "creating", state="booting", instance=identity)
+            kept = booting or self._book.read(record.lease)
+        except StoreFault:
+            self._give_up(record, "it could not be written down", failed_boot=False)
+            raise
+        if kept is not None and not kept.is_over and kept.instance == identity:
+            return kept  # ours, or another found it by its label, and it serves both
+        self._warn(f"host {record.lease}: somebody gave it up while it was made")
+        self._book.change(record.lease, ("draining", "ended"), instance=identity)
+        self.give_back(record, "somebody gave it up while it was made")
+        return None
 
     def _change(self, record: HostRecord, was: HostState, **changes: object) -> HostRecord | None:
         """Changes a record that is in this state; None where somebody else was quicker."""
@@ -292,23 +343,32 @@ class Renter:
         if fault.instance_id is None:
             return self._find(record)
         # It says that it failed, and that there is a box: what that is worth nobody knows.
-        self._change(record, "creating", state="booting", instance=fault.instance_id)
-        self.give_back(record, str(fault))
+        self.give_back(record.model_copy(update={"instance": fault.instance_id}), str(fault))
         return None
 
     def _check_caps(self) -> None:
-        """Raises Budget where one host more is one too many, by the provider's own list."""
-        rules = self._rules
-        labels = [(box, HostLabel.read(box.label)) for box in self._client.instances()]
-        ours = [box for box, label in labels if label is not None and label.fleet == rules.name]
-        if len(ours) >= rules.max_hosts:
+        """Raises Budget where one host more is one too many, by the provider's list and by what is written down."""
+        rules, now = self._rules, self._now()
+        written = {
+            record.label: record
+            for record in self._all_own()
+            if record.state != "ended" and not record.is_missing(now)
+        }
+        per_hour = {label: record.max_per_hour for label, record in written.items()}
+        for box in self._client.instances():
+            label = HostLabel.read(box.label)
+            if label is not None and label.fleet == rules.name:
+                # A box that is being made names no price yet.
+                costs = box.price.per_hour(box.disk_gb)
+                per_hour[box.label] = costs or per_hour.get(box.label, rules.max_per_hour)
+        if len(per_hour) >= rules.max_hosts:
             raise Budget(
-                f"fleet {rules.name}: {len(ours)} hosts are rented, and max_hosts is {rules.max_hosts}"
+                f"fleet {rules.name}: {len(per_hour)} hosts are rented, and max_hosts is {rules.max_hosts}"
             )
-        per_hour = sum(box.price.per_hour(box.disk_gb) for box in ours)
-        if rules.max_total_per_hour is not None and per_hour + rules.max_per_hour > rules.max_total_per_hour:
+        total = sum(per_hour.values())
+        if rules.max_total_per_hour is not None and total + rules.max_per_hour > rules.max_total_per_hour:
             raise Budget(
-                f"fleet {rules.name}: its hosts cost ${per_hour:.2f} an hour, one more up to ${rules.max_per_hour:.2f}, and "
+                f"fleet {rules.name}: its hosts cost ${total:.2f} an hour, one more up to ${rules.max_per_hour:.2f}, and "
                 f"max_total_per_hour is ${rules.max_total_per_hour:.2f}"
             )
         if (credit := self._client.credit()) < rules.credit_floor:
@@ -339,11 +399,24 @@ class Renter:
         """Machines on which a box did not come up lately."""
         since = self._now() - BAD_SECONDS
         return {
-            r.machine for r in self._book.all() if r.made > since and r.reason.startswith(DID_NOT_COME_UP)
+            record.machine
+            for record in self._book.hosts().records.values()
+            if record.failed_boot and record.made > since
         }
 
-    def _own(self, records: Iterable[HostRecord]) -> list[HostRecord]:
-        return [record for record in records if record.fleet == self._rules.name]
+    def _own(self, hosts: Hosts | None = None) -> list[HostRecord]:
+        """The fleet's records with this account, as far as they can be read."""
+        records = (hosts or self._book.hosts()).records.values()
+        return [r for r in records if r.fleet == self._rules.name and r.account == self._account]
+
+    def _all_own(self) -> list[HostRecord]:
+        """The same. Raises StoreFault where one cannot be read: it may be a host of this fleet."""
+        hosts = self._book.hosts()
+        if hosts.unreadable:
+            raise StoreFault(
+                f"{'; '.join(hosts.unreadable.values())}; nothing is rented before it is mended or removed"
+            )
+        return self._own(hosts)
 
     # From a box to a host ------------------------------------------------------------------------
 
@@ -354,21 +427,26 @@ class Renter:
             HostFault: it does not, and why.
             VastError: no box will, wherever it runs: its image is at fault.
         """
-        assert record.instance is not None
-        reason = ""
+        reason, seen = "", False
         while not reason:
             if self._now() >= record.deadline:
                 reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
                 break
-            box = self._look(record.instance)
-            if box is not None:
-                outcome = answers(box) if box.status == "running" and box.address else False
+            if self._is_settled(record):
+                return self._ready(record, self._client.instance(record.instance or 0))
+            box = self._look(record)
+            if box is None:
+                # In no list yet, or in none any more.
+                if seen or self._now() - record.made > UNSEEN_SECONDS:
+                    reason = "its box is gone" if self._is_gone(record) else ""
+            elif box.status == "running" and box.address and (outcome := answers(box)) is not False:
                 if outcome is True:
-                    ready = self._change(record, "booting", state="ready")
-                    if ready is None:
-                        raise HostFault(f"host {record.lease}: somebody else gave it back")
-                    return ready, box
-                reason = outcome or _why_never(box)
+                    self._change(record, "booting", state="ready", ready_at=self._now())
+                    return self._ready(record, box)
+                reason = outcome
+            else:
+                reason = _why_never(box)
+            seen = seen or box is not None
             if not reason:
                 self._sleep(scaled(LOOK_SECONDS))
         self._give_up(record, reason)
@@ -376,16 +454,45 @@ class Renter:
             raise VastError(f"image {self._rules.image or self._rules.template}: {reason}")
         raise HostFault(f"host {record.lease} on machine {record.machine}: {reason}")
 
-    def _look(self, identity: int) -> Instance | None:
+    def _is_settled(self, record: HostRecord) -> bool:
+        """Whether somebody else decided what becomes of a host that boots."""
         try:
-            return self._client.instance(identity)
+            kept = self._book.read(record.lease)
+        except StoreFault as fault:
+            self._warn(str(fault))
+            return False
+        return kept is None or kept.state != "booting"
+
+    def _ready(self, record: HostRecord, box: Instance | None) -> tuple[HostRecord, Instance]:
+        """A host that was made ready, by us or by another who waits for it.
+
+        Raises:
+            HostFault: it was given back instead.
+        """
+        kept = self._book.read(record.lease)
+        if kept is None or kept.state != "ready" or box is None:
+            raise HostFault(f"host {record.lease}: somebody else gave it back")
+        return kept, box
+
+    def _look(self, record: HostRecord) -> Instance | None:
+        """The box, where vast.ai shows it."""
+        assert record.instance is not None
+        try:
+            return self._client.instance(record.instance)
         except VastError as fault:
             self._warn(str(fault))
             return None
 
-    def _give_up(self, record: HostRecord, reason: str) -> None:
+    def _is_gone(self, record: HostRecord) -> bool:
         try:
-            self.give_back(record, f"{DID_NOT_COME_UP}: {reason}")
+            return all(box.id != record.instance for box in self._client.instances())
+        except VastError as fault:
+            self._warn(str(fault))
+            return False
+
+    def _give_up(self, record: HostRecord, reason: str, *, failed_boot: bool = True) -> None:
+        try:
+            self.give_back(record, reason, failed_boot=failed_boot)
         except VastError as fault:
             self._warn(f"host {record.lease} is left to the reaper: {fault}")
 

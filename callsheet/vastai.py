@@ -39,6 +39,7 @@ from callsheet.vastai_answers import (
     VastError,
     contract_of,
     fault_of,
+    redacted,
 )
 
 SERVER = "https://console.vast.ai"
@@ -178,14 +179,24 @@ class VastClient:
         Raises:
             VastError: a page could not be read, or a row had no id: what is not whole tells nothing of what is missing.
         """
-        return self._list({})
+        for attempt in range(2):
+            boxes, total = self._list({})
+            # An empty list must say that it is meant: a failed one looks the same, and everything would be gone.
+            if total == len(boxes) or (total is None and boxes):
+                return boxes
+            if attempt == 0:  # what was made or destroyed between two pages makes them differ, too
+                continue
+        raise VastError(
+            f"vast.ai: the list of instances has {len(boxes)} rows and says {total}; it is not whole"
+        )
 
     def instance(self, identity: int) -> Instance | None:
-        """One box, or None where the account has none of that id."""
-        found = [box for box in self._list({"id": {"eq": identity}}) if box.id == identity]
-        return found[0] if found else None
+        """One box; None where vast.ai shows none of that id, which only a whole list proves."""
+        boxes, _ = self._list({"id": {"eq": identity}})
+        return next((box for box in boxes if box.id == identity), None)
 
-    def _list(self, filters: Mapping[str, Any]) -> list[Instance]:
+    def _list(self, filters: Mapping[str, Any]) -> tuple[list[Instance], object]:
+        """The boxes of every page, and how many vast.ai says that there are."""
         found: dict[int, Instance] = {}
         token: str | None = None
         for _ in range(PAGES):
@@ -197,7 +208,11 @@ class VastClient:
             if token:
                 params["after_token"] = token
             page = self._safely("list", lambda params=params: self._sdk.show_instances_v1(params))  # type: ignore[misc]
-            if not isinstance(page, Mapping) or not isinstance(page.get("instances"), list):
+            if (
+                not isinstance(page, Mapping)
+                or page.get("success") is not True
+                or not isinstance(page.get("instances"), list)
+            ):
                 raise VastError(f"vast.ai: a list of instances without instances: {_text(page)[:300]}")
             for row in page["instances"]:
                 try:
@@ -209,7 +224,7 @@ class VastClient:
                 found[box.id] = box
             token = page.get("next_token")
             if not token:
-                return list(found.values())
+                return list(found.values()), page.get("total_instances")
         raise VastError(f"vast.ai: the list of instances has more than {PAGES} pages")
 
     def destroy(self, identity: int) -> None:
@@ -251,11 +266,18 @@ class VastClient:
 
     def credit(self) -> float:
         """What the account may spend yet, in $."""
+        return float(self._user("credit"))
+
+    def account(self) -> int:
+        """The account's number; its boxes are in no other account's lists."""
+        return int(self._user("id"))
+
+    def _user(self, name: str) -> float:
         told = self._safely("user", self._sdk.show_user)
         try:
-            return float(told["credit"])
+            return float(told[name])
         except (KeyError, TypeError, ValueError):
-            raise VastError("vast.ai: the account's answer names no credit") from None
+            raise VastError(f"vast.ai: the account's answer names no {name}") from None
 
     # Requests ------------------------------------------------------------------------------------
 
@@ -298,10 +320,11 @@ def _answer_of(error: requests.HTTPError) -> tuple[int, str, str | None]:
 
 
 def _text(answer: object) -> str:
+    """An answer as it may be shown."""
     try:
-        return json.dumps(answer)
+        return redacted(json.dumps(answer))
     except (TypeError, ValueError):
-        return str(answer)
+        return redacted(str(answer))
 
 
 class _Pace:
@@ -312,7 +335,11 @@ class _Pace:
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        time.sleep(max(0.0, self._next - time.monotonic()))
+        try:
+            time.sleep(max(0.0, self._next - time.monotonic()))
+        except BaseException:  # Ctrl-C: else nobody would ever be let through again
+            self._lock.release()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._next = time.monotonic() + scaled(self._seconds)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -77,7 +78,7 @@ def fault_of(status: int, body: str, retry_after: str | None = None) -> VastErro
     """
     told = _json(body)
     code = str(told.get("error") or "")
-    said = " ".join(str(told.get("msg") or told.get("message") or code or body).split())[:300]
+    said = " ".join(redacted(str(told.get("msg") or told.get("message") or code or body)).split())[:300]
     message = f"vast.ai answered {status}: {said or 'nothing'}"
     if "no_such_ask" in body:
         return OfferGone(message)
@@ -97,6 +98,16 @@ def fault_of(status: int, body: str, retry_after: str | None = None) -> VastErro
     if status >= 500 or status in (408, 409, 425) or not told:
         return TryAgain(message)
     return VastError(message)
+
+
+_SECRET = re.compile(
+    r"""(\w*(?:key|token|password|secret)\w*\\?["']?\s*[:=]\s*)\\?["']?[^"',}\s\\]+\\?["']?""", re.IGNORECASE
+)
+
+
+def redacted(text: str) -> str:
+    """A text of vast.ai's without keys, tokens and passwords: the answer to a create holds the box's own key."""
+    return _SECRET.sub(r'\1"…"', text)
 
 
 def contract_of(body: str) -> int | None:
@@ -190,7 +201,9 @@ class Offer:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """Raises KeyError or ValueError where the row has no ids: it cannot be rented."""
+        """Raises KeyError or ValueError where the row has no ids or no price: it cannot be rented."""
+        if _float(row.get("dph_base")) is None:
+            raise ValueError("the offer names no price")
         return cls(
             id=int(row["id"]),
             machine_id=int(row["machine_id"]),

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from callsheet.errors import Budget, HostFault
+from callsheet.errors import Budget, HostFault, StoreFault
 from callsheet.hosts import HostBook, HostLabel
 from callsheet.reaper import Reaper
 from callsheet.renting import Renter, RentRules
 from callsheet.store import LocalFolder
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import AuthError, CreditExhausted, Instance, VastError
-from tests.callsheet.test_hosts import record
+from tests.callsheet.test_hosts import record, records
 from tests.fakes.vast import KEY, Fault, Vast
 
 HOUR = 3600.0
@@ -89,7 +89,7 @@ def test_what_is_ordered_is_written_down_first(vast: Vast, renter: Any, book: Ho
     vast.fail("create", "no credit")
     with pytest.raises(CreditExhausted):
         renter().rent(1.0, runs)
-    (kept,) = book.all()
+    (kept,) = records(book)
     assert (kept.state, "add credit" in kept.reason) == ("ended", True)
     assert vast.asked("create")[0].body["label"] == kept.label
 
@@ -127,7 +127,7 @@ def test_a_create_that_made_nothing_is_waited_for_and_then_another_is_sent(
     vast.offer()
     vast.fail("create", fault)
     host = renter().rent(1.0, runs)
-    assert host.record.made - min(r.made for r in book.all()) >= 300, (
+    assert host.record.made - min(r.made for r in records(book)) >= 300, (
         "not before it is sure that there is none"
     )
     assert len(vast.boxes) == 1
@@ -204,7 +204,156 @@ def test_no_cap_is_passed(vast: Vast, renter: Any, book: HostBook) -> None:
     with pytest.raises(Budget, match=r"\$0.50 of credit are left"):
         renter(max_hosts=2).rent(1.0, runs)
     assert [box.id for box in vast.boxes.values()] == [first.box.id]
-    assert len(list(book.all())) == 1
+    assert len(records(book)) == 1
+
+
+def test_a_host_that_is_written_down_and_in_no_list_yet_counts(
+    vast: Vast, renter: Any, book: HostBook
+) -> None:
+    vast.offer()
+    label = HostLabel.new("studio", book.id(), vast.now, HOUR)
+    book.write(record(label, state="ready", instance=5))
+    with pytest.raises(Budget, match="1 hosts are rented"):
+        renter().rent(1.0, runs)
+    book.change(label.lease, ("ready",), missing_since=vast.now - 700)
+    assert renter().rent(1.0, runs), "but for one that is missing for long"
+
+
+def test_with_a_record_that_cannot_be_read_nothing_is_rented(
+    vast: Vast, renter: Any, book: HostBook, tmp_path: Path
+) -> None:
+    vast.offer()
+    book.id()
+    (tmp_path / "hosts/0123456789ab.json").write_text("{}")
+    with pytest.raises(
+        StoreFault, match=r"0123456789ab.json is no record of a host; nothing is rented before"
+    ):
+        renter().rent(1.0, runs)
+    assert vast.boxes == {}
+    assert renter().reuse() is None
+
+
+def test_an_offer_without_a_price_is_none(vast: Vast, renter: Any) -> None:
+    vast.offer(dph_base=None)
+    good = vast.offer(dph_base=0.5)
+    assert renter().rent(1.0, runs).record.offer == good["id"]
+
+
+def test_a_box_that_is_in_no_list_yet_is_given_back_all_the_same(
+    vast: Vast, renter: Any, book: HostBook
+) -> None:
+    """Neither a list nor a destroy knows it for a minute, and it would run for hours."""
+    vast.offer()
+    vast.fate = lambda offer: "invisible"
+    label = HostLabel.new("studio", book.id(), vast.now, HOUR)
+    box = vast.made(next(iter(vast.offers.values())), {"label": str(label), "disk": 80})
+    host = book.write(record(label, state="booting", instance=box.id))
+    renter().give_back(host, "changed my mind")
+    assert vast.billable() == []
+    assert book.read(label.lease).state == "ended"
+
+
+def test_a_box_whose_lease_was_given_up_while_it_was_made_is_destroyed(
+    vast: Vast, renter: Any, book: HostBook, client: VastClient
+) -> None:
+    vast.offer()
+    vast.offer()
+
+    class Slow(VastClient):
+        """Somebody gives the lease up while vast.ai makes its box."""
+
+        def create(self, offer: Any, order: Any) -> Any:
+            created = super().create(offer, order)
+            if len(vast.boxes) == 1:
+                book.change(HostLabel.read(order.label).lease, ("creating",), state="ended")
+            return created
+
+    host = renter(client=Slow(SecretStr(KEY), vast.url)).rent(1.0, runs)
+    assert [box.id for box in vast.billable()] == [host.box.id]
+    assert len(vast.boxes) == 2
+
+
+def test_a_box_that_another_found_by_its_label_is_waited_for_by_both(
+    vast: Vast, renter: Any, book: HostBook
+) -> None:
+    vast.offer()
+    vast.offer()
+
+    class Slow(VastClient):
+        """Another renter finds the box before the create's answer is here, and makes it ready."""
+
+        def create(self, offer: Any, order: Any) -> Any:
+            created = super().create(offer, order)
+            renter().rent(1.0, runs)
+            return created
+
+    host = renter(client=Slow(SecretStr(KEY), vast.url), max_hosts=2).rent(1.0, runs)
+    assert [box.id for box in vast.billable()] == [host.box.id]
+    assert len(records(book)) == 1
+
+
+class Failing(LocalFolder):
+    """A store that cannot be written after ``writes`` times."""
+
+    writes = 1000
+
+    def put_if(self, path: str, content: bytes, version: str | None) -> bool:
+        self.writes -= 1
+        if self.writes < 0:
+            raise StoreFault(f"{path} could not be written")
+        return super().put_if(path, content, version)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_what_cannot_be_written_down_is_given_back(
+    vast: Vast, renter: Any, tmp_path: Path, writes: int, warned: list[str]
+) -> None:
+    vast.offer()
+    store = Failing(tmp_path)
+    store.writes = writes
+    with pytest.raises(StoreFault):
+        renter(book=HostBook(store)).rent(1.0, runs)
+    if writes == 3:  # it was written down that it boots: whoever comes next takes it up
+        store.writes = 1000
+        renter(book=HostBook(store)).rent(1.0, runs)
+        assert len(vast.boxes) == 1
+    else:
+        assert vast.billable() == []
+
+
+def test_a_host_is_given_back_though_it_cannot_be_written_down(
+    vast: Vast, renter: Any, tmp_path: Path, warned: list[str]
+) -> None:
+    vast.offer()
+    store = Failing(tmp_path)
+    host = renter(book=HostBook(store)).rent(1.0, runs)
+    store.writes = 0
+    renter(book=HostBook(store)).give_back(host.record, "done")
+    assert vast.billable() == []
+    assert "could not be written" in warned[-1]
+
+
+def test_a_box_that_vanishes_while_it_boots_is_not_waited_for(vast: Vast, renter: Any) -> None:
+    vast.offer(machine_id=1)
+    vast.offer(machine_id=2, dph_base=0.5)
+
+    def answers(box: Instance) -> bool:
+        if box.machine_id == 1:
+            vast.boxes[box.id].gone = vast.now
+            return False
+        return runs(box)
+
+    began = vast.now
+    host = renter().rent(1.0, answers)
+    assert (host.record.machine, vast.now - began < 1200) == (2, True)
+
+
+def test_a_machine_that_the_reaper_gave_up_is_left_alone(vast: Vast, renter: Any, book: HostBook) -> None:
+    vast.offer(dph_base=0.2, machine_id=13)
+    good = vast.offer(dph_base=0.4)
+    label = HostLabel.new("studio", book.id(), vast.now, HOUR)
+    book.write(record(label, state="ended", machine=13, failed_boot=True))
+    assert renter().rent(1.0, runs).record.offer == good["id"]
 
 
 def test_a_market_without_a_good_offer_is_told(vast: Vast, renter: Any) -> None:
@@ -228,7 +377,7 @@ def test_a_wrong_key_rents_nothing_and_forgets_nothing(vast: Vast, renter: Any, 
     vast.offer()
     with pytest.raises(AuthError):
         renter(client=VastClient(SecretStr("wrong"), vast.url)).rent(1.0, runs)
-    assert (list(book.all()), vast.boxes) == ([], {})
+    assert (records(book), vast.boxes) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -280,7 +429,7 @@ def test_killed_anywhere_nothing_is_lost_and_never_two_are_rented(
         store = LocalFolder(tmp_path / str(calls))
         book, life = HostBook(store), [calls]
         # A record of old: a store without any is taken for the wrong one.
-        book.write(record(HostLabel.new("studio", vast.now - 9e6, 1), state="ended"))
+        book.write(record(HostLabel.new("studio", book.id(), vast.now - 9e6, 1), state="ended"))
         mortal = {
             "client": Mortal(client, life, after=after),
             "book": HostBook(Mortal(store, life, after=after)),  # type: ignore[arg-type]
@@ -315,7 +464,7 @@ def test_killed_and_never_begun_again_the_reaper_alone_puts_it_right(
     for calls in range(1, 200):
         store = LocalFolder(tmp_path / str(calls))
         book, life = HostBook(store), [calls]
-        book.write(record(HostLabel.new("studio", vast.now - 9e6, 1), state="ended"))
+        book.write(record(HostLabel.new("studio", book.id(), vast.now - 9e6, 1), state="ended"))
         vast.offer()
         with suppress(Killed):
             renter(

@@ -1,13 +1,15 @@
 """vast.ai's answers and the client, through the real SDK, against a server that has vast.ai's faults."""
 
+import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 from pydantic import SecretStr
 
 from callsheet.errors import BadInput
-from callsheet.vastai import VastClient
+from callsheet.vastai import VastClient, _Pace
 from callsheet.vastai_answers import (
     Ambiguous,
     AuthError,
@@ -266,6 +268,40 @@ def test_the_day_s_searches_are_not_asked_for_again(vast: Vast, account: VastCli
 )
 def test_errors_are_told_by_the_body(status: int, body: str, kind: type[VastError]) -> None:
     assert type(fault_of(status, body)) is kind
+
+
+def test_the_key_of_a_box_is_in_no_message(vast: Vast, account: VastClient, offer: Offer) -> None:
+    vast.fail("create", "committed, without id")
+    with pytest.raises(Ambiguous) as error:
+        account.create(offer, ORDER)
+    (box,) = vast.boxes.values()
+    assert box.key not in str(error.value)
+    said = str(
+        fault_of(
+            400, json.dumps({"success": False, "instance_api_key": "s3cret", "x": 'jupyter_token="t0ken"'})
+        )
+    )
+    assert "s3cret" not in said
+    assert "t0ken" not in said
+    assert "s3cret" not in str(fault_of(200, '{"msg": "got {\\"instance_api_key\\": \\"s3cret\\"}"}'))
+
+
+def test_a_pace_that_is_interrupted_lets_others_through() -> None:
+    pace = _Pace(60_000.0)
+    with pace:
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt), pace:
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert pace._lock.acquire(blocking=False)
 
 
 def test_credit_is_read_and_the_key_is_in_no_message(

@@ -35,12 +35,13 @@ Fault = Literal[
     # of destroy
     "not taken on", "lingers", "committed, then resets",
     # of list
-    "no instances", "row without id",
+    "no instances", "row without id", "empty", "empty and said so", "row missing",
     # of search
     "quota",
 ]  # fmt: skip
 Fate = Literal["", "stuck", "bad image", "exits", "offline", "no ports", "invisible"]
 KEY = "account-key-of-the-test"
+ACCOUNT = 42
 START = 1_800_000_000.0
 #: Virtual seconds after a create until it loads, and until it runs.
 MADE, RUNS = 5.0, 300.0
@@ -239,6 +240,10 @@ class Vast(BackgroundServer):
     def _there(self) -> list[Box]:
         return [box for box in self.boxes.values() if box.gone is None or self.now < box.gone]
 
+    def _shown(self) -> list[Box]:
+        """The boxes that vast.ai knows of yet: neither lists nor destroys know an invisible one."""
+        return [box for box in self._there() if box.fate != "invisible" or self.now - box.made >= LATE]
+
     # HTTP ----------------------------------------------------------------------------------------
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -334,7 +339,7 @@ class Vast(BackgroundServer):
             return 429, {"success": False, "error": "search_quota_exceeded", "msg": "daily quota"}
         disk = request.body.get("allocated_storage", 5.0)
         rows = [
-            offer | {"dph_total": offer["dph_base"] + offer["storage_cost"] * disk / 720}
+            offer | {"dph_total": (offer["dph_base"] or 0.0) + offer["storage_cost"] * disk / 720}
             for offer in self.offers.values()
         ]
         # "Best effort": the names of GPUs are heeded, of the numbers some.
@@ -380,11 +385,19 @@ class Vast(BackgroundServer):
     def _list(self, request: Request, identity: int, fault: Fault | None) -> tuple[int, Any]:
         wanted = json.loads(request.query.get("select_filters", "{}")).get("id", {}).get("eq")
         after = int(request.query.get("after_token", "0"))
-        boxes = [box for box in self._there() if box.fate != "invisible" or self.now - box.made >= LATE]
-        boxes = sorted((box for box in boxes if wanted in (None, box.id)), key=lambda box: box.id)
+        boxes = sorted((box for box in self._shown() if wanted in (None, box.id)), key=lambda box: box.id)
         rows = [self._row(box) for box in boxes if box.id > after]
         if fault == "row without id" and rows:
             rows[0]["id"] = None
+        if fault in ("empty", "empty and said so"):
+            return 200, {
+                "success": fault != "empty",
+                "total_instances": 0,
+                "instances": [],
+                "next_token": None,
+            }
+        if fault == "row missing":
+            rows = rows[1:]
         size = min(self.page, int(request.query.get("limit", "25")))
         more = str(rows[size - 1]["id"]) if len(rows) > size else None
         answer = {
@@ -436,7 +449,7 @@ class Vast(BackgroundServer):
 
     def _destroy(self, request: Request, identity: int, fault: Fault | None) -> tuple[int, Any]:
         box = self.boxes.get(identity)
-        if box is None or (box.gone is not None and self.now >= box.gone):
+        if box is None or box not in self._shown() or (box.gone is not None and self.now >= box.gone):
             return 404, {
                 "success": False,
                 "error": "no_such_instance",
@@ -459,4 +472,4 @@ class Vast(BackgroundServer):
         return 200, {"success": True, "result_url": f"{self.url}/logs/{identity}"}
 
     def _user(self, request: Request, identity: int, fault: Fault | None) -> tuple[int, Any]:
-        return 200, {"id": 42, "credit": self.credit, "balance": 0.0, "api_key": KEY}
+        return 200, {"id": ACCOUNT, "credit": self.credit, "balance": 0.0, "api_key": KEY}
