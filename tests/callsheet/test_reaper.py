@@ -35,7 +35,7 @@ def vast() -> Iterator[Vast]:
 
 @pytest.fixture
 def client(vast: Vast) -> VastClient:
-    return VastClient(SecretStr(KEY), vast.url)
+    return VastClient(SecretStr(KEY), vast.url, paced=False)
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_host_that_became_ready_while_it_was_judged_stays(
             book.change(label.lease, ("booting",), state="ready")
             return super().instances()
 
-    found = Reaper(Late(SecretStr(KEY), vast.url), book, now=lambda: vast.now).sweep()
+    found = Reaper(Late(SecretStr(KEY), vast.url, paced=False), book, now=lambda: vast.now).sweep()
     assert [one.id for one in found.doomed] == [box.id], "by what was written down before"
     assert not vast.asked("destroy")
     assert book.read(label.lease).state == "ready"
@@ -376,7 +376,7 @@ def test_whatever_fails_nothing_of_ours_outlives_its_label_and_nobody_elses_is_t
     with Vast() as vast:
         book = HostBook(LocalFolder(tmp_path_factory.mktemp("book")))
         reaper = Reaper(
-            VastClient(SecretStr(KEY), vast.url),
+            VastClient(SecretStr(KEY), vast.url, paced=False),
             book,
             now=lambda: vast.now,
             sleep=lambda _: vast.advance(15.0),

@@ -35,7 +35,7 @@ def vast() -> Iterator[Vast]:
 
 @pytest.fixture
 def client(vast: Vast) -> VastClient:
-    return VastClient(SecretStr(KEY), vast.url)
+    return VastClient(SecretStr(KEY), vast.url, paced=False)
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_a_box_whose_lease_was_given_up_while_it_was_made_is_destroyed(
                 book.change(HostLabel.read(order.label).lease, ("creating",), state="ended")
             return created
 
-    host = renter(client=Slow(SecretStr(KEY), vast.url)).rent(1.0, runs)
+    host = renter(client=Slow(SecretStr(KEY), vast.url, paced=False)).rent(1.0, runs)
     assert [box.id for box in vast.billable()] == [host.box.id]
     assert len(vast.boxes) == 2
 
@@ -287,7 +287,7 @@ def test_a_box_that_another_found_by_its_label_is_waited_for_by_both(
             renter().rent(1.0, runs)
             return created
 
-    host = renter(client=Slow(SecretStr(KEY), vast.url), max_hosts=2).rent(1.0, runs)
+    host = renter(client=Slow(SecretStr(KEY), vast.url, paced=False), max_hosts=2).rent(1.0, runs)
     assert [box.id for box in vast.billable()] == [host.box.id]
     assert len(records(book)) == 1
 
@@ -376,7 +376,7 @@ def test_a_host_that_is_ready_is_used_again(vast: Vast, renter: Any, book: HostB
 def test_a_wrong_key_rents_nothing_and_forgets_nothing(vast: Vast, renter: Any, book: HostBook) -> None:
     vast.offer()
     with pytest.raises(AuthError):
-        renter(client=VastClient(SecretStr("wrong"), vast.url)).rent(1.0, runs)
+        renter(client=VastClient(SecretStr("wrong"), vast.url, paced=False)).rent(1.0, runs)
     assert (records(book), vast.boxes) == ([], {})
 
 
