@@ -9,13 +9,12 @@ open_fleet("block:gpu-fleet/studio")    # a saved block
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, HttpUrl, ValidationError
 
 from blocks.base import CallsheetBlock
 from callsheet.errors import BadInput
-from callsheet.fleet import Fleet, Host, read_fleet
+from callsheet.fleet import PROVIDERS, Fleet, Host, Provider, read_fleet
+from callsheet.rent_rules import RentRules
 
 BLOCK = "block:"
 
@@ -38,14 +37,20 @@ class GpuFleet(CallsheetBlock):
     _block_type_slug = "gpu-fleet"
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
 
-    provider: Literal["draft", "static"] = Field(
-        default="draft", description="draft: the embedded draft host; static: the hosts listed here."
+    provider: Provider = Field(default="draft", description=PROVIDERS)
+    host: list[Host] = Field(
+        default_factory=list,
+        description="The hosts, each with its engines; for vastai one, the pattern of those that are rented.",
     )
-    host: list[Host] = Field(default_factory=list, description="The hosts, each with its engines.")
+    rent: RentRules | None = Field(default=None, description="What may be rented, for vastai.")
+    account: str = Field(
+        default="",
+        description="The vast.ai account that is rented with: block:vast-account/NAME, or that of the environment.",
+    )
 
     def fleet(self) -> Fleet:
         """The core's fleet. Raises pydantic.ValidationError where the fields contradict each other."""
-        return Fleet(provider=self.provider, hosts=tuple(self.host))
+        return Fleet(provider=self.provider, hosts=tuple(self.host), rent=self.rent, account=self.account)
 
 
 async def open_fleet(setting: str) -> Fleet:

@@ -1,14 +1,14 @@
 """The fleet: the hosts that a batch may use, and the engines that each serves.
 
 fleet = read_fleet("draft")                # the draft host, started and stopped by the run
-fleet = read_fleet("fleet.toml")           # hosts of your own; the fields are those of the GpuFleet block
+fleet = read_fleet("fleet.toml")           # hosts of your own, or rented; the fields are those of the GpuFleet block
 [lane.name for lane in fleet.lanes()]      # ["a10-1/lighttts/0", …]
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from callsheet.errors import BadInput
+from callsheet.rent_rules import RentRules
 
 #: Which CosyVoice model a speech server holds, and where a proxy looks for a token.
 CosyVoiceModel = Literal["cosyvoice", "cosyvoice2", "cosyvoice3"]
@@ -67,6 +68,12 @@ class Engine(BaseModel):
 
     kind: Literal["cosyvoice", "lighttts", "comfyui"] = Field(description="Which protocol the server speaks.")
     url: str = Field(default="", description="Address of the server, such as http://127.0.0.1:8188.")
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of the server in a rented host, which has no address yet.",
+    )
     revision: str = Field(
         min_length=1,
         description="Name of the model's version; part of every take key, because servers do not tell it.",
@@ -163,15 +170,26 @@ class Lane:
         return self.host.price_per_hour / 3600 / self.engine.slots
 
 
+Provider = Literal["draft", "static", "vastai"]
+PROVIDERS = "draft: the embedded draft host; static: the hosts listed here; vastai: hosts rented on vast.ai."
+
+
 class Fleet(BaseModel):
     """The hosts that a batch may use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    provider: Literal["draft", "static"] = Field(
-        default="draft", description="draft: the embedded draft host; static: the hosts listed here."
+    provider: Provider = Field(default="draft", description=PROVIDERS)
+    hosts: tuple[Host, ...] = Field(
+        default=(),
+        alias="host",
+        description="The hosts; for vastai one, the pattern of those that are rented.",
     )
-    hosts: tuple[Host, ...] = Field(default=(), alias="host", description="The hosts.")
+    rent: RentRules | None = Field(default=None, description="What may be rented, for vastai.")
+    account: str = Field(
+        default="",
+        description="The vast.ai account that is rented with: block:vast-account/NAME, or that of the environment.",
+    )
     lane_minutes: float = Field(
         default=10.0,
         gt=0,
@@ -187,6 +205,11 @@ class Fleet(BaseModel):
                 )
             object.__setattr__(self, "hosts", (DRAFT_HOST,))
             return self
+        if (self.provider == "vastai") != (self.rent is not None):
+            raise ValueError('the rules of renting, [rent], go with provider "vastai", and with no other')
+        if self.rent is not None:
+            self._complete_pattern(self.rent)
+            return self
         if not self.hosts:
             raise ValueError('provider "static" needs at least one [[host]]')
         names = [host.name for host in self.hosts]
@@ -196,6 +219,29 @@ class Fleet(BaseModel):
             for engine in host.engines:
                 _check_url(host.name, engine)
         return self
+
+    def _complete_pattern(self, rent: RentRules) -> None:
+        """What hosts to be rented will be like, at the most that one may cost."""
+        if len(self.hosts) != 1:
+            raise ValueError(
+                'provider "vastai" needs exactly one [[host]]: the pattern of those that are rented'
+            )
+        (pattern,) = self.hosts
+        ports = [engine.port for engine in pattern.engines]
+        if any(engine.url for engine in pattern.engines) or 0 in ports or len(set(ports)) < len(ports):
+            raise ValueError(
+                f"host {pattern.name}: each engine of a rented host needs a port of its own, and no url: its address is not known"
+            )
+        if pattern.price_per_hour not in (0, rent.max_per_hour):
+            raise ValueError(f"host {pattern.name}: what a rented host may cost is max_per_hour of [rent]")
+        priced = pattern.model_copy(update={"price_per_hour": rent.max_per_hour})
+        object.__setattr__(self, "hosts", (priced,))
+        if not rent.vram_gb:
+            object.__setattr__(self, "rent", rent.model_copy(update={"vram_gb": pattern.vram_gb}))
+
+    def with_hosts(self, hosts: Iterable[Host]) -> Fleet:
+        """The same fleet with hosts that were rented."""
+        return self.model_copy(update={"hosts": tuple(hosts)})
 
     def lanes(self) -> Iterator[Lane]:
         """All lanes, host by host."""

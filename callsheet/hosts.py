@@ -21,8 +21,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from callsheet.errors import BadInput, StoreFault
+from callsheet.fleet import Host
 from callsheet.store import Store
-from callsheet.vastai_answers import Price
+from callsheet.vastai_answers import Instance, Price
 
 PREFIX = "callsheet"
 _LABEL = re.compile(
@@ -80,6 +81,15 @@ class HostLabel:
         return f"{PREFIX}:{self.fleet}:{self.book}:{self.lease}:{self.made}:{self.ends}"
 
 
+class RecordedEngine(BaseModel):
+    """An engine of a rented host, as far as others must know it: its lanes' limit, and where its queue is."""
+
+    name: str
+    kind: str
+    port: int
+    slots: int
+
+
 class HostRecord(BaseModel):
     """What is known of a rented host. It holds no secret.
 
@@ -91,6 +101,10 @@ class HostRecord(BaseModel):
         deadline: until when it must answer, in seconds of the epoch.
         max_per_hour: the most that it may cost, in $ per hour with its disk.
         price: what it costs, as its offer said.
+        owner: the flow run that ordered it.
+        engines: what it serves.
+        booting_until: until when somebody waits for it to answer; renewed while it boots.
+        idle_since: since when no run has used it.
         instance: the box's id; None until it is known, as after a create without an answer.
         ready_at: since when it answers.
         ill_since: since when the provider says that it does not run.
@@ -115,7 +129,11 @@ class HostRecord(BaseModel):
     disk_gb: float = 0.0
     offer: int
     machine: int
+    owner: str = ""
+    engines: tuple[RecordedEngine, ...] = ()
     instance: int | None = None
+    booting_until: float = 0.0
+    idle_since: float | None = None
     ready_at: float | None = None
     ill_since: float | None = None
     missing_since: float | None = None
@@ -127,6 +145,22 @@ class HostRecord(BaseModel):
     def is_over(self) -> bool:
         """Whether it is given back: whatever box is there under its label is to go."""
         return self.state in ("draining", "ended")
+
+    @property
+    def host_name(self) -> str:
+        """What its lanes call it."""
+        return f"{self.fleet}-{self.lease}"
+
+    def cost(self, until: float, download_gb: float = 0.0) -> float:
+        """$ from its order until then: its disk all the time, its GPU since it answered, and what it loaded.
+
+        The time that it runs before it answers costs GPU too; it is taken for half of the boot.
+        """
+        exists = max(0.0, until - self.made)
+        boots = max(0.0, (self.ready_at or until) - self.made)
+        disk = self.price.disk_per_hour(self.disk_gb) * exists / 3600
+        gpu = self.price.gpu_per_hour * (exists - boots / 2) / 3600
+        return disk + gpu + download_gb * self.price.down_per_gb
 
     def is_missing(self, now: float) -> bool:
         """Whether no list has had it for so long that it hardly comes back."""
@@ -152,6 +186,23 @@ def record_path(lease: str) -> str:
 
 #: Names the book: a label says in which its host is written down.
 _BOOK_PATH = "hosts/book"
+
+
+def rented_host(pattern: Host, record: HostRecord, box: Instance) -> Host | None:
+    """A box as a host of the fleet; None while a port of it cannot be reached yet."""
+    engines = []
+    for engine in pattern.engines:
+        outside = box.ports.get(engine.port)
+        if not box.address or outside is None:
+            return None
+        engines.append(engine.model_copy(update={"url": f"http://{box.address}:{outside}"}))
+    return pattern.model_copy(
+        update={
+            "name": record.host_name,
+            "price_per_hour": record.price.per_hour(record.disk_gb),
+            "engines": tuple(engines),
+        }
+    )
 
 
 class HostBook:

@@ -2,6 +2,7 @@
 
     renter = Renter(client, HostBook(store), rules)
     host = renter.reuse() or renter.rent(hours=2.5, answers=answers)      # a record in state "ready", and its box
+    host = renter.boot(renter.order(hours=2.5), answers)                  # the same in two steps: one order at a time
 
 What is written down comes first: a record before the create, its id after it. So whoever dies in between leaves a record
 that the next one, or the reaper, puts right. A create without a clear answer is looked for by its label, and no other is
@@ -12,18 +13,16 @@ and the next offer is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from dataclasses import dataclass, field
 
 from callsheet.errors import Budget, HostFault, StoreFault
-from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts, HostState
+from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts, HostState, RecordedEngine
+from callsheet.rent_rules import RentRules
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
-from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, OfferRules, Order, VastError
+from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, Order, VastError
 
 #: How often a box that boots is looked at, and one that may have been made.
 LOOK_SECONDS = 10.0
@@ -34,6 +33,8 @@ UNSEEN_SECONDS = 300.0
 GONE_SECONDS = 180.0
 #: How long a machine on which a box did not come up is left alone.
 BAD_SECONDS = 24 * 3600.0
+#: Whoever waits for a box to answer says so this often; else another takes it up.
+CLAIM_SECONDS = 300.0
 #: What the Docker daemon says when a box will never run. The first are the image's fault: another machine does no better.
 _BAD_IMAGE = ("manifest unknown", "pull access denied", "repository does not exist", "unauthorized")
 _BAD_MACHINE = (
@@ -46,79 +47,12 @@ _BAD_MACHINE = (
 _GONE = ("stopped", "exited", "offline", "unknown", "frozen")
 
 
-class RentRules(BaseModel):
-    """What may be rented, and how much of it."""
+@dataclass(frozen=True)
+class Outfit:
+    """What a box is given when it is made (`Order`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(
-        default="callsheet",
-        pattern=r"^[A-Za-z0-9._-]{1,40}$",
-        description="Name of the fleet; it stands in labels.",
-    )
-    gpu_names: tuple[str, ...] = Field(
-        default=(), description='GPUs as vast.ai names them, such as "RTX 4090"; any where empty.'
-    )
-    vram_gb: float = Field(default=24.0, gt=0, description="GPU memory at least, in GB.")
-    max_per_hour: float = Field(
-        gt=0, description="The most that a host may cost, in $ per hour with its disk."
-    )
-    reliability: float = Field(
-        default=0.98, ge=0, le=1, description="vast.ai's reliability at least, from 0 to 1."
-    )
-    down_mbps: float = Field(default=500.0, ge=0, description="Download speed at least, in Mbit/s.")
-    cuda: float = Field(default=12.4, ge=0, description="CUDA version that the driver allows at least.")
-    countries: tuple[str, ...] = Field(
-        default=(), description="Two-letter codes of countries; any where empty."
-    )
-    disk_gb: float = Field(default=80.0, ge=8, description="Disk in GB.")
-    image: str = Field(default="", description="Docker image of the host.")
-    template: str = Field(default="", description="Hash of a vast.ai template, instead of an image.")
-    download_gb: float = Field(
-        default=40.0, ge=0, description="What a host loads before it works (image, models), in GB."
-    )
-    max_hosts: int = Field(default=1, ge=1, le=100, description="Hosts at once, at most.")
-    max_total_per_hour: float | None = Field(
-        default=None, gt=0, description="$ per hour of all hosts together, at most."
-    )
-    max_hours: float = Field(
-        default=12.0, gt=0, le=24 * 7, description="Hours after which a host goes, whatever it does."
-    )
-    credit_floor: float = Field(default=1.0, ge=0, description="$ of credit under which nothing is rented.")
-    boot_minutes: float = Field(default=40.0, gt=0, description="Minutes until a host must answer.")
-    attempts: int = Field(default=5, ge=1, le=20, description="Offers that are tried before it is given up.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> RentRules:
-        if not self.image and not self.template:
-            raise ValueError("hosts to rent need an image or a template")
-        if self.max_total_per_hour is not None and self.max_total_per_hour < self.max_per_hour:
-            raise ValueError(
-                f"max_total_per_hour is {self.max_total_per_hour:g}; expected at least max_per_hour, {self.max_per_hour:g}"
-            )
-        return self
-
-    def offers(self, ports: int) -> OfferRules:
-        """Which offers are good enough for a host of which so many ports are reached."""
-        return OfferRules(
-            disk_gb=self.disk_gb,
-            gpu_names=self.gpu_names,
-            vram_gb=self.vram_gb,
-            max_per_hour=self.max_per_hour,
-            reliability=self.reliability,
-            down_mbps=self.down_mbps,
-            cuda=self.cuda,
-            ports=max(1, ports),
-            countries=self.countries,
-            hours=self.max_hours,
-        )
-
-    def cost(self, offer: Offer, hours: float) -> float:
-        """What it costs to get ``hours`` of work done on this offer, in $: until it is loaded, too, and the load itself."""
-        loading = self.download_gb * 8000 / max(offer.down_mbps, 1.0) / 3600
-        return (hours + loading) * offer.price.per_hour(
-            self.disk_gb
-        ) + self.download_gb * offer.price.down_per_gb
+    env: Mapping[str, str] = field(default_factory=dict)
+    onstart: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,12 +63,18 @@ class RentedHost:
     box: Instance
 
 
-#: Whether a box answers as it should: it does; not yet; or why it never will.
-Answers = Callable[[Instance], Literal[True, False] | str]
+class NotYet(str):
+    """Why a box does not answer yet."""
+
+    __slots__ = ()
+
+
+#: Whether a box answers as it should: it does (True); not yet (False, or why); or why it never will (any other text).
+Answers = Callable[[HostRecord, Instance], bool | str]
 
 
 class Renter:
-    """Rents hosts of one fleet. One at a time: whoever calls it sees to that."""
+    """Rents hosts of one fleet. One order at a time: whoever calls it sees to that."""
 
     def __init__(
         self,
@@ -142,16 +82,18 @@ class Renter:
         book: HostBook,
         rules: RentRules,
         *,
-        env: dict[str, str] | None = None,
-        ports: tuple[int, ...] = (),
-        onstart: str = "",
+        engines: tuple[RecordedEngine, ...] = (),
+        outfit: Callable[[HostLabel], Outfit] = lambda label: Outfit(),
+        more_ports: tuple[int, ...] = (),
+        owner: str = "",
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``env``, ``ports`` and ``onstart`` are the box's (`Order`)."""
+        """``more_ports`` are reached from outside besides those of its ``engines``; ``owner`` is who orders."""
         self._client, self._book, self._rules = client, book, rules
-        self._env, self._ports, self._onstart = dict(env or {}), ports, onstart
+        self._engines, self._outfit, self._owner = engines, outfit, owner
+        self._ports = (*(engine.port for engine in engines), *more_ports)
         self._now, self._sleep, self._warn = now, sleep, warn
         self._known_account: int | None = None
 
@@ -178,27 +120,46 @@ class Renter:
         return None
 
     def rent(self, hours: float, answers: Answers) -> RentedHost:
-        """A new host, for so many hours of work.
+        """A new host that answers, for so many hours of work: orders and boots until one does.
 
         Raises:
-            Budget: a cap is reached, or the account's credit.
             HostFault: no offer came to anything.
-            VastError: vast.ai refuses, or what became of a create cannot be found out.
-            StoreFault: a record cannot be read or written: then it is not known how many hosts there are.
+            And what `order` and `boot` raise.
         """
         tried: list[str] = []
         for _ in range(self._rules.attempts):
-            record = self.put_right() or self._order(hours)
-            if record is None:
-                continue  # somebody else was quicker
             try:
-                return RentedHost(*self._boot(record, answers))
+                return self.boot(self.order(hours), answers)
             except HostFault as fault:
                 tried.append(str(fault))
                 self._warn(f"{fault}; takes another offer")
-        raise HostFault(
-            f"no host of fleet {self._rules.name} came up: {'; '.join(tried) or 'every offer was taken by others'}"
-        )
+        raise HostFault(f"no host of fleet {self._rules.name} came up: {'; '.join(tried)}")
+
+    def order(self, hours: float, but: Collection[str] = ()) -> HostRecord:
+        """Orders a host for so many hours of work, or finds one that boots and that nobody waits for any more.
+
+        Where a cap is reached, one that somebody else waits for does for both. ``but`` are leases that are not meant.
+
+        Raises:
+            Budget: a cap is reached, or the account's credit.
+            HostFault: there is no offer, or others take them all.
+            VastError: vast.ai refuses, or what became of a create cannot be found out.
+            StoreFault: a record cannot be read or written: then it is not known how many hosts there are.
+        """
+        for _ in range(self._rules.attempts):
+            booting = [record for record in self.put_right() if record.lease not in but]
+            orphans = [record for record in booting if record.booting_until < self._now()]
+            if orphans:
+                return orphans[0]
+            try:
+                record = self._order(hours)
+            except Budget:
+                if booting:
+                    return booting[0]
+                raise
+            if record is not None:
+                return record
+        raise HostFault(f"fleet {self._rules.name}: others took every offer that was tried")
 
     def give_back(self, record: HostRecord, reason: str, *, failed_boot: bool = False) -> None:
         """Destroys a host and waits until it is gone, whatever the store says. The reaper does it where this cannot.
@@ -244,20 +205,20 @@ class Renter:
 
     # From an order to a box ----------------------------------------------------------------------
 
-    def put_right(self) -> HostRecord | None:
+    def put_right(self) -> list[HostRecord]:
         """Finds out what became of creates whose outcome is not known, before anything else is created.
 
         Returns:
-            A host that boots and that nobody waits for: who ordered it is dead.
+            The hosts that boot.
         """
-        orphans = []
+        booting = []
         for record in self._all_own():
             if record.state == "draining":
                 self.give_back(record, record.reason, failed_boot=record.failed_boot)
             found = self._find(record) if record.state == "creating" else record
             if found is not None and found.state == "booting" and not found.is_missing(self._now()):
-                orphans.append(found)
-        return orphans[0] if orphans else None
+                booting.append(found)
+        return booting
 
     def _find(self, record: HostRecord) -> HostRecord | None:
         """The record with the box that its create made; None where it made none: it is over then."""
@@ -279,14 +240,15 @@ class Renter:
         offer = self._best(hours)
         now, rules = self._now(), self._rules
         label = HostLabel.new(rules.name, self._book.id(), now, rules.max_hours * 3600)
+        outfit = self._outfit(label)
         order = Order(
             label=str(label),
             disk_gb=rules.disk_gb,
             image=rules.image,
             template=rules.template,
-            env=self._env,
+            env=outfit.env,
             ports=self._ports,
-            onstart=self._onstart,
+            onstart=outfit.onstart,
         )
         record = HostRecord(
             lease=label.lease,
@@ -299,6 +261,9 @@ class Renter:
             ends=label.ends,
             deadline=now + rules.boot_minutes * 60,
             max_per_hour=rules.max_per_hour,
+            owner=self._owner,
+            engines=self._engines,
+            booting_until=now + CLAIM_SECONDS,
             offer=offer.id,
             machine=offer.machine_id,
         )
@@ -420,50 +385,58 @@ class Renter:
 
     # From a box to a host ------------------------------------------------------------------------
 
-    def _boot(self, record: HostRecord, answers: Answers) -> tuple[HostRecord, Instance]:
+    def boot(self, record: HostRecord, answers: Answers) -> RentedHost:
         """Waits until a box answers. One that does not is given back.
 
         Raises:
             HostFault: it does not, and why.
             VastError: no box will, wherever it runs: its image is at fault.
         """
-        reason, seen = "", False
-        while not reason:
-            if self._now() >= record.deadline:
-                reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
-                break
+        outcome: bool | str = NotYet()
+        seen = False
+        while self._now() < record.deadline and isinstance(outcome, NotYet):
             if self._is_settled(record):
                 return self._ready(record, self._client.instance(record.instance or 0))
             box = self._look(record)
-            if box is None:
-                # In no list yet, or in none any more.
-                if seen or self._now() - record.made > UNSEEN_SECONDS:
-                    reason = "its box is gone" if self._is_gone(record) else ""
-            elif box.status == "running" and box.address and (outcome := answers(box)) is not False:
-                if outcome is True:
-                    self._change(record, "booting", state="ready", ready_at=self._now())
-                    return self._ready(record, box)
-                reason = outcome
-            else:
-                reason = _why_never(box)
+            outcome = self._outcome(record, box, answers, seen=seen)
+            if box is not None and outcome is True:
+                self._change(record, "booting", state="ready", ready_at=self._now())
+                return self._ready(record, box)
             seen = seen or box is not None
-            if not reason:
-                self._sleep(scaled(LOOK_SECONDS))
+            self._sleep(scaled(LOOK_SECONDS))
+        reason = str(outcome)
+        if isinstance(outcome, NotYet):
+            reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
+            reason += f": {outcome}" if outcome else ""
         self._give_up(record, reason)
         if any(text in reason.lower() for text in _BAD_IMAGE):
             raise VastError(f"image {self._rules.image or self._rules.template}: {reason}")
         raise HostFault(f"host {record.lease} on machine {record.machine}: {reason}")
 
+    def _outcome(
+        self, record: HostRecord, box: Instance | None, answers: Answers, *, seen: bool
+    ) -> bool | str:
+        """True where a box answers, why it does not yet, or why it never will."""
+        if box is None:
+            # In no list yet, or in none any more.
+            late = seen or self._now() - record.made > UNSEEN_SECONDS
+            return "its box is gone" if late and self._is_gone(record) else NotYet("no list shows it")
+        if box.status == "running" and box.address:
+            return answers(record, box) or NotYet()
+        return _why_never(box) or NotYet(f"it is {box.status or 'being made'}")
+
     def _is_settled(self, record: HostRecord) -> bool:
-        """Whether somebody else decided what becomes of a host that boots."""
+        """Whether somebody else decided what becomes of a host that boots. Says that it is waited for."""
         try:
             kept = self._book.read(record.lease)
+            if kept is not None and kept.booting_until - self._now() < CLAIM_SECONDS / 2:
+                kept = self._change(record, "booting", booting_until=self._now() + CLAIM_SECONDS) or kept
         except StoreFault as fault:
             self._warn(str(fault))
             return False
         return kept is None or kept.state != "booting"
 
-    def _ready(self, record: HostRecord, box: Instance | None) -> tuple[HostRecord, Instance]:
+    def _ready(self, record: HostRecord, box: Instance | None) -> RentedHost:
         """A host that was made ready, by us or by another who waits for it.
 
         Raises:
@@ -472,7 +445,7 @@ class Renter:
         kept = self._book.read(record.lease)
         if kept is None or kept.state != "ready" or box is None:
             raise HostFault(f"host {record.lease}: somebody else gave it back")
-        return kept, box
+        return RentedHost(kept, box)
 
     def _look(self, record: HostRecord) -> Instance | None:
         """The box, where vast.ai shows it."""

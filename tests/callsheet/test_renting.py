@@ -9,9 +9,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from callsheet.errors import Budget, HostFault, StoreFault
-from callsheet.hosts import HostBook, HostLabel
+from callsheet.hosts import HostBook, HostLabel, HostRecord, RecordedEngine
 from callsheet.reaper import Reaper
-from callsheet.renting import Renter, RentRules
+from callsheet.rent_rules import RentRules
+from callsheet.renting import Renter
 from callsheet.store import LocalFolder
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import AuthError, CreditExhausted, Instance, VastError
@@ -55,7 +56,7 @@ def renter(vast: Vast, client: VastClient, book: HostBook, warned: list[str]) ->
             client,
             book,
             RULES.model_copy(update=more),
-            ports=(8188,),
+            engines=(RecordedEngine(name="comfyui", kind="comfyui", port=8188, slots=1),),
             now=lambda: vast.now,
             sleep=lambda _: vast.advance(60.0),
             warn=warned.append,
@@ -64,7 +65,7 @@ def renter(vast: Vast, client: VastClient, book: HostBook, warned: list[str]) ->
     return make
 
 
-def runs(box: Instance) -> bool:
+def runs(record: HostRecord, box: Instance) -> bool:
     return 8188 in box.ports
 
 
@@ -176,7 +177,7 @@ def test_an_image_that_is_not_there_is_not_tried_on_every_machine(vast: Vast, re
 def test_what_the_engine_says_ends_the_wait(vast: Vast, renter: Any) -> None:
     vast.offer()
     with pytest.raises(HostFault, match="the model is not there"):
-        renter(attempts=1).rent(1.0, lambda box: "the model is not there")
+        renter(attempts=1).rent(1.0, lambda record, box: "the model is not there")
     assert vast.billable() == []
 
 
@@ -337,11 +338,11 @@ def test_a_box_that_vanishes_while_it_boots_is_not_waited_for(vast: Vast, renter
     vast.offer(machine_id=1)
     vast.offer(machine_id=2, dph_base=0.5)
 
-    def answers(box: Instance) -> bool:
+    def answers(record: HostRecord, box: Instance) -> bool:
         if box.machine_id == 1:
             vast.boxes[box.id].gone = vast.now
             return False
-        return runs(box)
+        return runs(record, box)
 
     began = vast.now
     host = renter().rent(1.0, answers)
