@@ -135,14 +135,16 @@ class ComfyUIServer(CallsheetBlock):
 Server = CosyVoiceServer | LightTTSServer | ComfyUIServer
 
 
-def server_of(engine: Engine) -> Server:
+def server_of(engine: Engine, token: SecretStr | None = None) -> Server:
     """The block of an engine of the fleet, its token read from the environment variable that the fleet names.
+
+    Args:
+        token: of a host that has one of its own, instead.
 
     Raises:
         BadInput: the variable is not set.
     """
-    token = None
-    if engine.token_env:
+    if token is None and engine.token_env:
         if not os.environ.get(engine.token_env):
             raise BadInput(
                 f"engine {engine.name}: found no environment variable {engine.token_env}; expected its token there"

@@ -11,7 +11,7 @@ of it (`add_attempt`, `fail`). Files are written by the caller; this module says
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Batch:
             is there too and is still the same; until that is known it waits.
         retakes: how often a take that fails its checks is made again.
         max_cost: $ that this run may spend; None for no limit.
+        hosts_cost: tells what each rented host costs this run so far, in $: more than its engines' time.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Batch:
     found: Mapping[str, Sidecar] = field(default_factory=dict)
     retakes: int = 2
     max_cost: float | None = None
+    hosts_cost: Callable[[], Mapping[str, float]] = dict
 
     takes: dict[str, Sidecar] = field(default_factory=dict, init=False)
     made: list[Sidecar] = field(default_factory=list, init=False)
@@ -190,6 +192,17 @@ class Batch:
         return None
 
     @property
+    def paid(self) -> float:
+        """$ that the run costs: the time of engines, or of rented hosts whether their engines work or not."""
+        return max(self.spent, sum(self.hosts_cost().values()))
+
+    @property
+    def load_factor(self) -> float:
+        """What the run paid for each $ that its takes cost: boot, loading, waiting and canaries are in it."""
+        takes = sum(sidecar.cost for sidecar in self.made)
+        return self.paid / takes if takes else 1.0
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Steps done and steps given up: changes whenever somebody may have something new to do."""
         return len(self.takes), len(self.queue.failures)
@@ -252,10 +265,13 @@ class Batch:
         if self.max_cost is None:
             return True
         cost = step.seconds * lane.price_per_second
-        if self.spent + sum(self._promised.values()) + cost <= self.max_cost:
+        spent = self.paid
+        if spent + sum(self._promised.values()) + cost <= self.max_cost:
             self._promised[step.key] = cost
             return True
-        reason = f"${self.spent:.4f} spent, and the next step may cost ${cost:.4f}; the cap is ${self.max_cost:.4f}"
+        reason = (
+            f"${spent:.4f} spent, and the next step may cost ${cost:.4f}; the cap is ${self.max_cost:.4f}"
+        )
         self.queue.requeue(step)
         self.queue.stop(Failure(step.name, Budget.__name__, reason), assembly=False)
         return False

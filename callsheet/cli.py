@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from callsheet import commands_reap, commands_workflow
+from callsheet import commands_connection, commands_reap, commands_workflow
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
@@ -52,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(commands_workflow.app, name="workflow")
 app.command()(commands_reap.reap)
+app.command()(commands_connection.test_connection)
 console = Console(stderr=True, highlight=False)
 
 Script = Annotated[Path, typer.Argument(metavar="SCRIPT", help="The CSV with the shots.")]

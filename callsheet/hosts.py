@@ -105,6 +105,7 @@ class HostRecord(BaseModel):
         engines: what it serves.
         booting_until: until when somebody waits for it to answer; renewed while it boots.
         idle_since: since when no run has used it.
+        keep_seconds: how long it is kept then.
         instance: the box's id; None until it is known, as after a create without an answer.
         ready_at: since when it answers.
         ill_since: since when the provider says that it does not run.
@@ -134,6 +135,7 @@ class HostRecord(BaseModel):
     instance: int | None = None
     booting_until: float = 0.0
     idle_since: float | None = None
+    keep_seconds: float = 0.0
     ready_at: float | None = None
     ill_since: float | None = None
     missing_since: float | None = None

@@ -24,6 +24,20 @@ def lane_limit(lane: Lane) -> str:
     return f"{_LANE}{lane.host.name}:{lane.engine.name}"
 
 
+#: Runs that may use a rented host at once; who gives it back has all the slots first.
+USERS = 1000
+
+
+def use_limit(host: str) -> str:
+    """The limit of which each run that uses a rented host holds one slot."""
+    return f"host:{host}"
+
+
+def host_limits(host: str) -> tuple[str, ...]:
+    """How the names of a host's limits begin."""
+    return f"{_LANE}{host}:", vram_limit(host), use_limit(host)
+
+
 def vram_limit(host: str) -> str:
     """The limit of a host's GPU memory."""
     return f"vram:{host}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -55,6 +55,9 @@ class ManifestShot(BaseModel):
     poster: str | None = None
     seconds: float = 0.0
     cost: float = 0.0
+    cost_loaded: float = Field(
+        default=0.0, description="with its share of rented hosts: boot, loading, waiting"
+    )
     needs_review: bool = False
     failed: ShotFailure | None = None
 
@@ -137,17 +140,22 @@ class ManifestHost(LaneTime):
     """What the lanes of a host did, in sum."""
 
     host: str
+    cost: float = Field(default=0.0, description="$ of a rented host in this run, from its order on")
 
     @classmethod
-    def of(cls, lanes: Iterable[ManifestLane]) -> list[ManifestHost]:
+    def of(cls, lanes: Iterable[ManifestLane], costs: Mapping[str, float]) -> list[ManifestHost]:
         by_host: dict[str, list[ManifestLane]] = {}
         for lane in lanes:
             by_host.setdefault(lane.host, []).append(lane)
-        return [cls(host=host, **LaneTime.sum_of(mine)) for host, mine in by_host.items()]
+        hosts = dict.fromkeys([*by_host, *costs])
+        return [
+            cls(host=host, cost=round(costs.get(host, 0.0), 6), **LaneTime.sum_of(by_host.get(host, [])))
+            for host in hosts
+        ]
 
 
 class Totals(BaseModel):
-    """Sums over the batch; ``cost`` in $ is of all takes, ``spent`` of this run."""
+    """Sums over the batch; ``cost`` in $ is of all takes, ``spent`` of this run's engines, ``paid`` of its hosts."""
 
     shots: int
     done: int
@@ -159,6 +167,7 @@ class Totals(BaseModel):
     media_seconds: float
     cost: float
     spent: float
+    paid: float = Field(default=0.0, description="$ of this run with what rented hosts cost while idle")
     lanes: LaneTime = Field(default_factory=LaneTime, description="of all lanes of this run")
 
 

@@ -360,6 +360,18 @@ class Plan:
             seconds[self.steps[key].engine] += self.steps[key].seconds
         return sum(_price_per_second(self.fleet, engine) * total for engine, total in seconds.items())
 
+    def host_hours(self, keys: Iterable[str]) -> float:
+        """Hours that one host of the fleet needs for these takes, its engines by turns and their lanes at once."""
+        lanes: dict[str, int] = {
+            engine.kind: engine.slots for host in self.fleet.hosts[:1] for engine in host.engines
+        }
+        seconds = sum(
+            self.steps[key].seconds / lanes.get(self.steps[key].engine, 1)
+            for key in keys
+            if self.steps[key].engine != ASSEMBLY
+        )
+        return seconds / 3600
+
     def estimates(self, done: frozenset[str] | set[str] = frozenset()) -> list[Estimate]:
         """Per engine, what is left to do but for the keys in ``done``."""
         rows = []

@@ -29,8 +29,9 @@ LOOK_SECONDS = 10.0
 SEARCH_SECONDS = 15.0
 #: How long a box may be in no list after its create: a create without an answer is not over before.
 UNSEEN_SECONDS = 300.0
-#: How long a box may take to go after it was told to.
+#: How long a box may take to go after it was told to, and how often that is looked at.
 GONE_SECONDS = 180.0
+GOING_SECONDS = 3.0
 #: How long a machine on which a box did not come up is left alone.
 BAD_SECONDS = 24 * 3600.0
 #: Whoever waits for a box to answer says so this often; else another takes it up.
@@ -177,14 +178,10 @@ class Renter:
         known = {record.instance}
         with suppress(StoreFault):
             known |= {getattr(self._book.read(record.lease), "instance", None)}
-        seen = False
+        seen = record.ready_at is not None
         shown = record.made + UNSEEN_SECONDS
         until = max(self._now(), shown) + GONE_SECONDS
         while True:
-            # Asked for again and again: one that no list shows yet is not known to its destroy either.
-            for identity in known:
-                if identity is not None:
-                    self._client.destroy(identity)
             there = {
                 box.id for box in self._client.instances() if box.label == record.label or box.id in known
             }
@@ -194,7 +191,11 @@ class Renter:
                 return
             if self._now() >= until:
                 raise VastError(f"host {record.lease}: it was told to go and is still there")
-            self._sleep(scaled(LOOK_SECONDS))
+            # Asked for again and again: one that no list shows yet is not known to its destroy either.
+            for identity in known:
+                if identity is not None:
+                    self._client.destroy(identity)
+            self._sleep(scaled(GOING_SECONDS))
 
     def _try_change(self, record: HostRecord, states: tuple[HostState, ...], **changes: object) -> None:
         """Changes a record; a store that cannot do it holds up no destroy."""
@@ -263,6 +264,7 @@ class Renter:
             max_per_hour=rules.max_per_hour,
             owner=self._owner,
             engines=self._engines,
+            keep_seconds=rules.keep_minutes * 60,
             booting_until=now + CLAIM_SECONDS,
             offer=offer.id,
             machine=offer.machine_id,

@@ -12,6 +12,7 @@ Everything is synchronous; from a flow it is called in a thread. The key is in n
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import os
@@ -97,6 +98,17 @@ class VastClient:
         )
         self._sdk.client.timeout = scaled(TIMEOUT_SECONDS)
         self._creating.client.timeout = scaled(CREATE_SECONDS)
+
+    @property
+    def server(self) -> str:
+        """Its address."""
+        return self._server
+
+    def token(self, lease: str) -> SecretStr:
+        """What the engines of a lease ask for: known to whoever has the account's key, and written down nowhere."""
+        return SecretStr(
+            hmac.new(self._key.get_secret_value().encode(), lease.encode(), "sha256").hexdigest()[:40]
+        )
 
     @classmethod
     def from_environment(cls) -> VastClient:

@@ -25,10 +25,11 @@ from prefect.states import Completed, Failed
 from blocks.fleet import open_fleet
 from blocks.store import open_store
 from callsheet.batch import Batch
-from callsheet.errors import Budget, CallsheetError, StoreFault
+from callsheet.errors import BadInput, Budget, CallsheetError, StoreFault
+from callsheet.fleet import Fleet
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.parameters import ProduceParameters
-from callsheet.plan import Plan
+from callsheet.plan import ASSEMBLY, Plan
 from callsheet.resume import find_takes, run_name
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
@@ -37,6 +38,8 @@ from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
 from tasks.publish import now, publish_batch
+from tasks.readiness import Probe
+from tasks.rented import Rental, give_back_of, renting
 from tasks.shard_runs import batch_limit
 from tasks.shards import end_earlier_shards, make_in_shards
 
@@ -46,12 +49,28 @@ def _run_name() -> str:
     return f"produce {parameters.batch_name}" if isinstance(parameters, ProduceParameters) else "produce"
 
 
-@flow(name="produce", flow_run_name=_run_name, persist_result=False)
+async def give_hosts_back(flow: Any, flow_run: Any, state: State[Any]) -> None:
+    """The hosts of a run that was cancelled, or died, where its worker lives: the run itself could not any more."""
+    parameters = ProduceParameters.model_validate(flow_run.parameters["parameters"])
+    fleet = await open_fleet(parameters.fleet)
+    if fleet.rent is not None:
+        store = await open_store(parameters.store)
+        await give_back_of(str(flow_run.id), fleet, store, f"its run is {state.name}")
+
+
+@flow(
+    name="produce",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_cancellation=[give_hosts_back],
+    on_crashed=[give_hosts_back],
+)
 async def produce(parameters: ProduceParameters) -> State[Any]:
     """Produces a batch: plans the script, makes what is missing, assembles, publishes."""
     began = time.monotonic()
     try:
         fleet = await open_fleet(parameters.fleet)
+        check_settings(parameters, fleet)
         plan = await asyncio.to_thread(parameters.plan, fleet)
         store = await open_store(parameters.store)
         async with _only_run(store, parameters.batch_name):
@@ -65,6 +84,15 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         message = f"{len(summary.failed)} of {summary.shots} shots are not done. {reasons}"
         return Failed(message=message, data=summary)
     return Completed(message=f"{summary.shots} shots done, {summary.takes_made} takes made", data=summary)
+
+
+def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
+    """Raises BadInput where settings contradict each other."""
+    if fleet.rent is not None and parameters.work_pool:
+        raise BadInput(
+            f'work_pool: found "{parameters.work_pool}" with a fleet of rented hosts; expected hosts that are there '
+            "(provider static) for shards, or no work pool"
+        )
 
 
 @asynccontextmanager
@@ -94,17 +122,38 @@ async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> t
         before = set(batch.takes)
         batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
         batch.take_over(results, before)
-    with scratch_folder() as scratch:
-        production = Production(batch, store, scratch, run_id)
-        manifest: list[Manifest] = []
+    async with _hosts_for(batch, parameters, store) as (batch, rental):
+        with scratch_folder() as scratch:
+            production = Production(batch, store, scratch, run_id, rental=rental)
+            manifest: list[Manifest] = []
 
-        async def work() -> None:
-            await make_takes()
-            _check_store(batch)
-            manifest.append(await publish_batch(batch.name, started))
+            async def work() -> None:
+                await make_takes()
+                _check_store(batch)
+                manifest.append(await publish_batch(batch.name, started))
 
-        await production.run(work)
+            await production.run(work)
     return manifest[0], batch
+
+
+@asynccontextmanager
+async def _hosts_for(
+    batch: Batch, parameters: ProduceParameters, store: Store
+) -> AsyncIterator[tuple[Batch, Rental | None]]:
+    """The batch with hosts that answer: rented ones where the fleet rents them and something is to be made."""
+    plan = batch.plan
+    if plan.fleet.rent is None:
+        yield batch, None
+        return
+    missing = [key for key, step in plan.steps.items() if step.engine != ASSEMBLY and key not in batch.takes]
+    async with renting(plan.fleet, store) as rental:
+        if missing:
+            plan.fleet = await rental.acquire(plan.host_hours(missing), Probe.of(plan, missing))
+        else:
+            plan.fleet = plan.fleet.with_hosts(())
+        batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
+        batch.hosts_cost = rental.cost
+        yield batch, rental
 
 
 def _open_batch(parameters: ProduceParameters, plan: Plan, store: Store) -> Batch:
@@ -153,7 +202,7 @@ def _summary(manifest: Manifest, batch: Batch, store: Store, seconds: float) -> 
         takes_made=len(batch.made),
         takes_reused=batch.takes_reused,
         seconds=round(seconds, 3),
-        cost=batch.spent,
+        cost=batch.paid,
         report=store.url(batch_path(batch.name, "report.html")),
         manifest=store.url(batch_path(batch.name, "manifest.json")),
     )

@@ -7,8 +7,10 @@ async with open_hosts(fleet, lanes) as clients:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+
+from pydantic import SecretStr
 
 from blocks.engines import server_of
 from callsheet.canary import listen
@@ -24,8 +26,14 @@ from tasks.memory import Client
 
 
 @asynccontextmanager
-async def open_hosts(fleet: Fleet, lanes: Sequence[Lane]) -> AsyncIterator[dict[str, Client]]:
-    """A client for every engine that one of ``lanes`` belongs to; none, and no host, where there is no lane."""
+async def open_hosts(
+    fleet: Fleet, lanes: Sequence[Lane], tokens: Mapping[str, SecretStr] | None = None
+) -> AsyncIterator[dict[str, Client]]:
+    """A client for every engine that one of ``lanes`` belongs to; none, and no host, where there is no lane.
+
+    Args:
+        tokens: of the hosts that have one of their own, by name.
+    """
     async with AsyncExitStack() as stack:
         clients: dict[str, Client] = {}
         if lanes and fleet.provider == "draft":
@@ -36,7 +44,8 @@ async def open_hosts(fleet: Fleet, lanes: Sequence[Lane]) -> AsyncIterator[dict[
         for lane in fleet.lanes():
             name = lane.engine_name
             if name in needed and name not in clients:
-                clients[name] = await stack.enter_async_context(server_of(lane.engine).client(name))
+                server = server_of(lane.engine, (tokens or {}).get(lane.host.name))
+                clients[name] = await stack.enter_async_context(server.client(name))
         yield clients
 
 

@@ -37,12 +37,11 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.logging import get_run_logger
 
 from callsheet.errors import BadInput, HostLacks, LeaseLost
 from callsheet.limits import GPU_LIMIT, GPU_TAG, is_lane_limit, waiting_limit
 from callsheet.timing import scaled
-from tasks.watching import tell_watcher
+from tasks.watching import run_logger, tell_watcher
 
 #: How long a lease lasts without being renewed: the least that Prefect allows.
 LEASE_SECONDS = 60.0
@@ -141,6 +140,20 @@ class Locks:
                 await self.release(lease)
             raise
         return lease
+
+    async def take_now(self, name: str, slots: int = 1, *, of: int) -> Lease | None:
+        """Takes slots of a limit that allows ``of`` where they are free; None where not, or the server is away."""
+        self._limits.setdefault(name, of)
+        return await self._try(name, slots)
+
+    async def is_there(self) -> bool:
+        """Whether the server answers."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._client.api_healthcheck()
+        except (TimeoutError, *_AWAY):
+            return False
+        return True
 
     async def wait_for_room(self, wanted: Callable[[], bool], name: str) -> None:
         """Waits, announced, until a slot of ``name`` is free, for one that Prefect itself takes then.
@@ -283,7 +296,7 @@ class Locks:
                 )
                 if gone or clock() - lease.renewed > LEASE_SECONDS - 2 * MARGIN_SECONDS:
                     lease.end()
-                    get_run_logger().warning("the lease of %s is lost: %s", lease.name, error)
+                    run_logger().warning("the lease of %s is lost: %s", lease.name, error)
                     if self._tell is not None:
                         await self._tell()
                     return
@@ -327,7 +340,7 @@ class Locks:
             except ObjectAlreadyExists:  # another run was quicker
                 found = await self._client.read_global_concurrency_limit_by_name(name)
         if limit > found.limit and found.active_slots and name != GPU_LIMIT:
-            get_run_logger().warning(
+            run_logger().warning(
                 "%s allows %d and is in use; this fleet says %d: it is raised by the next run that finds it free",
                 name, found.limit, limit,
             )  # fmt: skip
@@ -346,7 +359,7 @@ class Locks:
                     f'the limit of the tag "{GPU_TAG}" is 0, so no lane may work; expected 1 or more'
                 )
             if found.limit < lanes:
-                get_run_logger().info(
+                run_logger().info(
                     'at most %d of %d lanes are busy at once: so says the limit of the tag "%s"',
                     found.limit, lanes, GPU_TAG,
                 )  # fmt: skip
@@ -374,7 +387,7 @@ async def held(name: str, waits: str, *, fenced: bool) -> AsyncIterator[Lease]:
 
     async with Locks({name: 1}, lost=note) as locks:
         if await locks.is_full(name):
-            get_run_logger().warning("%s", waits)
+            run_logger().warning("%s", waits)
             tell_watcher(waits)
         lease = await locks.take(name, wanted=lambda: True)
         assert lease is not None

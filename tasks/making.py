@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+from callsheet.errors import Budget
 from callsheet.plan import lanes_for
 from tasks.assembly import assembly_bench
 from tasks.hosts import open_hosts
@@ -27,9 +28,13 @@ async def make_takes() -> None:
     lanes = lanes_for(missing, batch.plan.fleet)
     benches = [asyncio.create_task(assembly_bench()) for _ in range(max(1, os.cpu_count() or 1))]
     try:
-        async with open_hosts(batch.plan.fleet, lanes) as clients:
+        rental = production.rental
+        async with open_hosts(batch.plan.fleet, lanes, rental.tokens if rental else None) as clients:
             production.clients.update(clients)
             await asyncio.gather(*(run_lane(lane.name) for lane in lanes))
+        if rental is not None:
+            is_broke = any(failure.error == Budget.__name__ for failure in batch.queue.failures.values())
+            await rental.give_back("its work is done", keep=not is_broke)
         await production.settled()
         await asyncio.gather(*benches)
     finally:

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from callsheet.batch import Batch
 from callsheet.engines.comfyui_answers import Output
@@ -39,6 +39,9 @@ from callsheet.voices import Voice
 from tasks.locks import Lease, Locks
 from tasks.memory import Client, GpuMemory
 from tasks.watching import watcher
+
+if TYPE_CHECKING:
+    from tasks.rented import Rental
 
 #: How long a lane that finds nothing to do keeps its slot of the tag: steps follow one another through their checks.
 GRACE_SECONDS = 1.0
@@ -122,9 +125,18 @@ class Production:
     """A batch, the clients of its lanes, its store, and a folder for temporary files."""
 
     def __init__(
-        self, batch: Batch, store: Store, scratch: Path, run_id: str, shard: Lease | None = None
+        self,
+        batch: Batch,
+        store: Store,
+        scratch: Path,
+        run_id: str,
+        shard: Lease | None = None,
+        rental: Rental | None = None,
     ) -> None:
-        """``shard`` is the lease under which a shard is made: without it nothing is committed."""
+        """``shard`` is the lease under which a shard is made: without it nothing is committed.
+
+        ``rental`` has the hosts, where they are rented.
+        """
         self.batch = batch
         self.store = store
         self.scratch = scratch
@@ -149,6 +161,7 @@ class Production:
         #: So many attempts may lie here to be fetched, checked and stored; then the lanes wait.
         self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
         self._shard = shard
+        self.rental = rental
         self.locks: Locks
         self.memory: GpuMemory
         self.turns: dict[str, Turn] = {}

@@ -66,6 +66,8 @@ class _Publisher:
         self.failures = self.batch.failures
         self.cues: dict[str, list[Cue]] = {}
         self.before = _previous(self.store, self.batch.name)
+        self.made = {sidecar.key for sidecar in self.batch.made}
+        self.loaded = {shot.shot_id: shot.cost_loaded for shot in self.before.shots} if self.before else {}
         self.published = dict(_published(self.before)) if self.before else {}
 
     async def publish(self) -> Manifest:
@@ -91,6 +93,7 @@ class _Publisher:
         entry = ManifestShot(shot_id=shot_id, title=title, state="failed", takes=takes)
         made = [self.batch.takes[key] for key in shot.keys if key in self.batch.takes]
         entry.cost = sum(sidecar.cost for sidecar in made)
+        entry.cost_loaded = self._loaded(shot_id, made)
         entry.needs_review = any(sidecar.needs_review for sidecar in made)
         if not self.batch.is_done(shot):
             failure = self.failures.get(shot_id)
@@ -103,6 +106,13 @@ class _Publisher:
         if shot.canvas is not None:
             entry.poster = await self._poster(clip, self.names[shot_id])
         return entry
+
+    def _loaded(self, shot_id: str, takes: list[Sidecar]) -> float:
+        """What a shot cost with its share of rented hosts; as it was known where nothing of it was made now."""
+        if shot_id in self.loaded and not any(take.key in self.made for take in takes):
+            return self.loaded[shot_id]
+        factor = self.batch.load_factor
+        return sum(take.cost * (factor if take.key in self.made else 1.0) for take in takes)
 
     async def _programme(self, title: str, key: str) -> ManifestProgramme:
         sidecar = self.batch.takes.get(key)
@@ -187,6 +197,7 @@ class _Publisher:
             media_seconds=round(sum(shot.seconds for shot in done), 3),
             cost=sum(sidecar.cost for key, sidecar in batch.takes.items() if key in batch.plan.steps),
             spent=batch.spent,
+            paid=batch.paid,
             lanes=LaneTime(**LaneTime.sum_of(lanes)),
         )
         return Manifest(
@@ -199,7 +210,7 @@ class _Publisher:
             shots=shots,
             programmes=programmes,
             lanes=lanes,
-            hosts=ManifestHost.of(lanes),
+            hosts=ManifestHost.of(lanes, batch.hosts_cost()),
             notes=list(script.notes),
         )
 

@@ -46,9 +46,9 @@ from tasks.shard_runs import (
     runs_tagged,
     runs_with,
     shard_limit,
-    tell,
     withdraw,
 )
+from tasks.watching import tell
 
 #: A run that takes so long to have its lease, or has not had it for so long, is dead.
 START_SECONDS = 120.0

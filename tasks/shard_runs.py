@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -21,13 +20,11 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Cancelling
 
 from callsheet.limits import waiting_limit
 from callsheet.store import Store
 from tasks.locks import read_limits
-from tasks.watching import tell_watcher
 
 #: How often the runs are looked at.
 LOOK_SECONDS = 5.0
@@ -51,12 +48,6 @@ def batch_limit(store: Store, batch: str) -> str:
 def _hash(store: Store, batch: str) -> str:
     """Names of limits may not hold all that a batch's may."""
     return hashlib.sha256(f"{store} {batch}".encode()).hexdigest()[:12]
-
-
-def tell(text: str, level: int = logging.WARNING) -> None:
-    """In the log of the run, and at the terminal."""
-    get_run_logger().log(level, "%s", text)
-    tell_watcher(text)
 
 
 async def end_runs(client: PrefectClient, runs: Iterable[FlowRun], reason: str | None = None) -> None:

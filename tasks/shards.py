@@ -41,9 +41,9 @@ from tasks.shard_runs import (
     listed,
     runs_tagged,
     shard_limit,
-    tell,
     withdraw,
 )
+from tasks.watching import tell
 
 
 async def end_earlier_shards(store: Store, batch: str) -> None:

@@ -22,7 +22,7 @@ from functools import partial
 
 from prefect.logging import get_run_logger
 
-from callsheet.errors import reason_of
+from callsheet.errors import HostFault, reason_of
 from callsheet.fleet import Lane
 from callsheet.limits import GPU_LIMIT, lane_limit, vram_limit, vram_slots
 from callsheet.plan import Step
@@ -49,7 +49,10 @@ async def run_lane(lane_name: str) -> None:
             if await is_ready(production, lane):
                 await _work(production, lane)
         except Exception as error:  # a defect of ours, or Prefect's: it costs the host and not the batch
-            get_run_logger().exception("%s: %s", lane.name, reason_of(error))
+            if isinstance(error, HostFault):
+                get_run_logger().error("%s: %s", lane.name, reason_of(error))
+            else:
+                get_run_logger().exception("%s: %s", lane.name, reason_of(error))
             async with production.changing() as batch:
                 batch.queue.quarantine(lane.host.name, reason_of(error))
 
@@ -63,6 +66,9 @@ async def _work(production: Production, lane: Lane) -> None:
         if place is None:
             continue
         try:
+            if production.rental is not None:
+                # After the place is taken: a host may be taken away though it is in use, when its time is over.
+                await production.rental.check(lane.host.name)
             others_want = await _at_place(production, lane, place)
         finally:
             await production.locks.release(place)

@@ -7,9 +7,13 @@ with watched_by(bar):
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Protocol
+
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
 
 from callsheet.batch import Batch
 
@@ -44,3 +48,17 @@ def tell_watcher(text: str) -> None:
     """Lets a person at the terminal know."""
     if seen := watcher():
         seen.told(text)
+
+
+def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """The log of the flow run; that of Callsheet where there is none, as in the hook of a run that died."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("callsheet")
+
+
+def tell(text: str, level: int = logging.WARNING) -> None:
+    """In the log of the run, and at the terminal."""
+    run_logger().log(level, "%s", text)
+    tell_watcher(text)

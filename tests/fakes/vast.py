@@ -18,7 +18,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -105,6 +106,8 @@ class Box:
     spent: float = 0.0
     destroyed: float | None = None
     gone: float | None = None
+    made_after: float = MADE
+    runs_after: float = RUNS
 
     @property
     def label(self) -> str | None:
@@ -114,9 +117,9 @@ class Box:
     def status(self, now: float) -> str | None:
         """Its ``actual_status``."""
         age = now - self.made
-        if age < MADE:
+        if age < self.made_after:
             return None
-        if age < RUNS or self.fate in ("stuck", "bad image"):
+        if age < self.runs_after or self.fate in ("stuck", "bad image"):
             return "loading"
         return {"exits": "exited", "offline": "offline"}.get(self.fate, "running")
 
@@ -142,6 +145,7 @@ class Vast(BackgroundServer):
     def __init__(self) -> None:
         super().__init__()
         self.now = START
+        self.made_after, self.runs_after = MADE, RUNS
         self.offers: dict[int, dict[str, Any]] = {}
         self.boxes: dict[int, Box] = {}
         self.requests: list[Request] = []
@@ -149,6 +153,9 @@ class Vast(BackgroundServer):
         self.credit = 50.0
         self.log = "engine started\n"
         self.fate: Callable[[dict[str, Any]], Fate] = lambda offer: ""
+        self.outside_port: Callable[[Box, int], int] = lambda box, inside: 40_000 + inside
+        self.was_destroyed: Callable[[Box], None] = lambda box: None
+        self._ending = threading.Event()
         self._faults: dict[Endpoint, list[Fault]] = {}
         self._ids = itertools.count(9001)
         self._lock = threading.RLock()
@@ -206,6 +213,23 @@ class Vast(BackgroundServer):
                         self.credit -= cost
                 self.now += step
 
+    @contextmanager
+    def in_real_time(self, made: float = 0.2, runs: float = 1.0) -> Iterator[None]:
+        """The virtual clock is the real one while the block lasts, and boxes run after a second."""
+
+        def follow() -> None:
+            while not self._ending.wait(0.02):
+                self.advance(time.time() - self.now)
+
+        self.now, self.made_after, self.runs_after = time.time(), made, runs
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            follower.join()
+
     @property
     def spent(self) -> float:
         """$ that all boxes cost so far."""
@@ -233,6 +257,8 @@ class Vast(BackgroundServer):
                 self.now,
                 self.fate(offer),
                 f"box-key-{identity}",
+                made_after=self.made_after,
+                runs_after=self.runs_after,
             )
             self.boxes[identity] = box
             return box
@@ -421,7 +447,8 @@ class Vast(BackgroundServer):
                 if name.startswith("-p ")
             ]
             ports = {
-                f"{port}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(40_000 + port)}] for port in inside
+                f"{port}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(self.outside_port(box, port))}]
+                for port in inside
             }
         bad = box.fate == "bad image" and status == "loading"
         return {
@@ -459,6 +486,7 @@ class Vast(BackgroundServer):
             return 200, {"success": False, "msg": "try again later"}
         box.destroyed = self.now if box.destroyed is None else box.destroyed
         box.gone = self.now + (LINGERS if fault == "lingers" else 0.0)
+        self.was_destroyed(box)
         return 200, {"success": True}
 
     def _label(self, request: Request, identity: int, fault: Fault | None) -> tuple[int, Any]:

@@ -1,0 +1,390 @@
+"""Rented hosts of a run: reused or ordered before its lanes begin, and given back when they are done.
+
+    async with renting(fleet, store) as rental:
+        plan.fleet = await rental.acquire(hours, probe)     # the fleet with hosts that answer
+        ...                                                 # rental.token(host), rental.cost(), rental.check(host)
+        await rental.give_back("its work is done")          # also at the end of the block, however it ends
+
+Three things give a host back, each by itself: this module, the reaper (`flows.reap`), and the host's own dead-man's
+switch. No two runs order at once, whichever machine they are on: a limit of the Prefect server with one slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from pydantic import SecretStr
+
+from blocks.vast import open_account
+from callsheet.errors import Budget, CallsheetError, HostFault, StoreFault, reason_of
+from callsheet.fleet import Fleet, Host
+from callsheet.hosts import HostBook, HostLabel, HostRecord, RecordedEngine, rented_host
+from callsheet.limits import USERS, host_limits, use_limit
+from callsheet.onstart import HostSetup, onstart_of
+from callsheet.renting import Outfit, RentedHost, Renter
+from callsheet.store import Store
+from callsheet.timing import scaled
+from callsheet.vastai import VastClient
+from tasks.locks import POLL_SECONDS, Lease, Locks, held
+from tasks.readiness import Probe
+from tasks.shard_runs import forget_limits
+from tasks.watching import run_logger, tell
+
+#: One order at a time, over all runs.
+CREATE_LIMIT = "vast-create"
+#: How long the slot of a run that was killed keeps a host from being given back; with room.
+BUSY_SECONDS = 75.0
+_AWAY = (httpx.HTTPError, TimeoutError)
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """What a thread ends with that is told to stop."""
+
+
+@dataclass
+class Use:
+    """A host in use by this run.
+
+    Attributes:
+        since, until: seconds of the epoch; ``until`` is None while it is in use.
+        is_ours: whether this run ordered it, and pays for its boot.
+    """
+
+    record: HostRecord
+    since: float
+    is_ours: bool
+    until: float | None = None
+
+    def cost(self, now: float, download_gb: float) -> float:
+        until = self.until or now
+        if self.is_ours:
+            return self.record.cost(until, download_gb)
+        return self.record.price.per_hour(self.record.disk_gb) * (until - self.since) / 3600
+
+
+class Rental:
+    """The hosts that a run rents, of one fleet with one account."""
+
+    def __init__(self, fleet: Fleet, store: Store, client: VastClient, owner: str, locks: Locks) -> None:
+        assert fleet.rent is not None
+        self._fleet, self._rules, self._pattern = fleet, fleet.rent, fleet.hosts[0]
+        self._client, self._book, self._owner = client, HostBook(store), owner
+        self._locks = locks
+        self._leases: dict[str, Lease] = {}
+        self._uses: dict[str, Use] = {}
+        self._failed: dict[str, float] = {}
+        self._stop = threading.Event()
+
+    # What lanes ask ------------------------------------------------------------------------------
+
+    def token(self, host: str) -> SecretStr | None:
+        """What the engines of a rented host ask for; None where the host is not one of this run's."""
+        use = self._uses.get(host)
+        return self._client.token(use.record.lease) if use else None
+
+    @property
+    def tokens(self) -> dict[str, SecretStr]:
+        """The same of every host, by name."""
+        return {name: self._client.token(use.record.lease) for name, use in self._uses.items()}
+
+    def cost(self) -> dict[str, float]:
+        """$ that each of this run's hosts costs so far: boot, loading and waiting included."""
+        now = time.time()
+        costs = {name: use.cost(now, self._rules.download_gb) for name, use in self._uses.items()}
+        return costs | self._failed
+
+    async def check(self, host: str) -> None:
+        """Raises HostFault where a host is being given back: whoever has its lane must leave it."""
+        use = self._uses.get(host)
+        if use is None:
+            return
+        try:
+            record = await asyncio.to_thread(self._book.read, use.record.lease)
+        except StoreFault:
+            return  # it says nothing; a host that is gone does not answer
+        if record is None or record.state != "ready":
+            state = record.state if record else "gone"
+            raise HostFault(
+                f"{host} is given back (its record is {state}: {record.reason if record else ''})"
+            )
+
+    # Acquiring -----------------------------------------------------------------------------------
+
+    async def acquire(self, hours: float, probe: Probe) -> Fleet:
+        """Reuses and orders as many hosts as so much work is worth. Returns the fleet with those that answer.
+
+        Raises:
+            Budget, HostFault, VastError, StoreFault: there is not one.
+        """
+        count = max(1, min(self._rules.max_hosts, math.ceil(hours / self._rules.hours_per_host)))
+        hosts = await self._reuse(count, probe)
+        missing = count - len(hosts)
+        if missing:
+            tell(f"rents {missing} host{'s' * (missing > 1)} of fleet {self._rules.name}", logging.INFO)
+            share = hours / count
+            came = await _all(*(self._rent(share, probe) for _ in range(missing)))
+            faults = [one for one in came if isinstance(one, CallsheetError)]
+            hosts += [one for one in came if isinstance(one, Host)]
+            if not hosts:
+                raise faults[0]
+            for fault in faults:
+                tell(f"goes on with {len(hosts)} of {count} hosts: {reason_of(fault)}")
+        return self._fleet.with_hosts({host.name: host for host in hosts}.values())
+
+    async def _reuse(self, count: int, probe: Probe) -> list[Host]:
+        hosts: list[Host] = []
+        seen: set[str] = set()
+        while len(hosts) < count:
+            found = await self._in_thread(lambda: self._renter().reuse(seen))
+            if found is None:
+                break
+            seen.add(found.record.lease)
+            if not await self._enter(found.record):
+                continue
+            answer = await self._ask(found, probe)
+            if answer is True:
+                hosts.append(self._use(found, is_ours=False))
+                tell(f"uses host {found.record.host_name} again", logging.INFO)
+            else:
+                await self._leave(found.record.host_name)
+                tell(f"host {found.record.host_name} is rented and not used: {answer}")
+        return hosts
+
+    async def _enter(self, record: HostRecord) -> bool:
+        """Is one of those who use a host, so that nobody gives it back; False where somebody does just now."""
+        lease = await self._locks.take_now(use_limit(record.host_name), of=USERS)
+        if lease is None:
+            return False
+        self._leases[record.host_name] = lease
+        kept = await asyncio.to_thread(self._book.read, record.lease)
+        if kept is None or kept.is_over:
+            await self._leave(record.host_name)
+            return False
+        return True
+
+    async def _leave(self, host: str) -> None:
+        if lease := self._leases.pop(host, None):
+            await self._locks.release(lease)
+
+    async def _rent(self, hours: float, probe: Probe) -> Host:
+        """One host that answers; as many offers are tried as the rules say."""
+        loop = asyncio.get_running_loop()
+
+        def answers(record: HostRecord, box: Any) -> bool | str:
+            asked = asyncio.run_coroutine_threadsafe(self._ask(RentedHost(record, box), probe), loop)
+            return asked.result()
+
+        tried = []
+        for _ in range(self._rules.attempts):
+            record = await self._order(hours)
+            tell(f"host {record.host_name} is ordered; waits until it answers", logging.INFO)
+            try:
+                if not await self._enter(record):
+                    raise HostFault(f"host {record.host_name}: another run gives it back")
+                host = await self._in_thread(lambda record=record: self._renter().boot(record, answers))  # type: ignore[misc]
+            except HostFault as fault:
+                await self._leave(record.host_name)
+                if record.owner == self._owner:
+                    self._failed[record.host_name] = record.cost(time.time())
+                tried.append(str(fault))
+                tell(f"{fault}; takes another offer")
+            else:
+                return self._use(host, is_ours=host.record.owner == self._owner)
+        raise HostFault(f"no host of fleet {self._rules.name} came up: {'; '.join(tried)}")
+
+    async def _order(self, hours: float) -> HostRecord:
+        waits = "another run rents a host; waits for it"
+        async with held(CREATE_LIMIT, waits, fenced=False):
+            mine = {use.record.lease for use in self._uses.values()}
+            return await self._in_thread(lambda: self._renter().order(hours, mine))
+
+    async def _ask(self, found: RentedHost, probe: Probe) -> bool | str:
+        host = rented_host(self._pattern, found.record, found.box)
+        if host is None:
+            return False
+        return await probe.ask(host, self._client.token(found.record.lease))
+
+    def _use(self, found: RentedHost, *, is_ours: bool) -> Host:
+        host = rented_host(self._pattern, found.record, found.box)
+        assert host is not None
+        self._uses.setdefault(host.name, Use(found.record, time.time(), is_ours))
+        return host
+
+    def _renter(self) -> Renter:
+        log = run_logger()
+
+        def sleep(seconds: float) -> None:
+            if self._stop.wait(seconds):
+                raise Stopped
+
+        return Renter(
+            self._client,
+            self._book,
+            self._rules,
+            engines=tuple(
+                RecordedEngine(name=engine.name, kind=engine.kind, port=engine.port, slots=engine.slots)
+                for engine in self._pattern.engines
+            ),
+            outfit=self._outfit,
+            owner=self._owner,
+            sleep=sleep,
+            warn=lambda text: log.warning("%s", text),
+        )
+
+    def _outfit(self, label: HostLabel) -> Outfit:
+        """What a box is told: the token that its proxy asks for, and until when it may live."""
+        token = self._client.token(label.lease)
+        comfy = [engine.port for engine in self._pattern.engines if engine.kind == "comfyui"]
+        speaks = len(comfy) < len(self._pattern.engines)
+        setup = HostSetup(
+            ends=label.ends,
+            # A speech server has no queue that the box could watch: there its end alone counts.
+            lease_seconds=(label.ends - label.made if speaks else self._rules.lease_minutes * 60),
+            token=token,
+            start=self._rules.start,
+            queues=tuple(f"http://127.0.0.1:{port}/queue" for port in comfy),
+            vast_url=self._client.server,
+        )
+        # WEB_PASSWORD is what the proxy of vast.ai's own images asks for; the account's key goes nowhere.
+        return Outfit({"WEB_PASSWORD": token.get_secret_value()}, onstart_of(setup))
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Does a call that blocks; where this is cancelled it is told to stop, and waited for: it may hold a box."""
+        work = asyncio.ensure_future(asyncio.to_thread(call))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._stop.set()
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()
+            raise
+
+    # Giving back ---------------------------------------------------------------------------------
+
+    async def give_back(self, reason: str, *, keep: bool = False, seconds: float = 0.0) -> None:
+        """Gives back every host of this run that no other run uses.
+
+        Args:
+            keep: whether hosts that are ready are kept for the next run, where the rules keep them.
+            seconds: how long others, who may be dead, are waited for.
+        """
+        self._stop.clear()
+        for host in list(self._leases):
+            await self._leave(host)
+        for record in await self._to_give_back(keep=keep and self._rules.keep_minutes > 0):
+            try:
+                await self._give_back(record, reason, seconds)
+            except CallsheetError as fault:
+                tell(f"host {record.host_name} is left to the reaper: {reason_of(fault)}")
+
+    async def _to_give_back(self, *, keep: bool) -> list[HostRecord]:
+        used = {use.record.lease: use.record for use in self._uses.values() if use.until is None}
+        try:
+            records = (await asyncio.to_thread(self._book.hosts)).records
+        except StoreFault as fault:
+            tell(f"the records of hosts are not known: {reason_of(fault)}")
+            records = used
+        mine = [
+            record
+            for record in records.values()
+            if record.state != "ended" and (record.lease in used or record.owner == self._owner)
+        ]
+        now = time.time()
+        for record in mine:
+            if keep and record.state == "ready" and record.host_name in self._uses:
+                self._uses[record.host_name].until = now
+        return [record for record in mine if not (keep and record.state == "ready")]
+
+    async def _give_back(self, record: HostRecord, reason: str, seconds: float) -> None:
+        async with alone_with(record.host_name, self._locks, seconds) as is_ours:
+            if not is_ours:
+                tell(f"host {record.host_name} is used by another run, which gives it back", logging.INFO)
+                return
+            await self._in_thread(lambda: self._renter().give_back(record, reason))
+        if use := self._uses.get(record.host_name):
+            use.until = time.time()
+        tell(f"host {record.host_name} is given back: {reason}", logging.INFO)
+        await forget_host(record.host_name)
+
+
+@asynccontextmanager
+async def alone_with(host: str, locks: Locks, seconds: float = 0.0) -> AsyncIterator[bool]:
+    """Holds a host against every run, so that none works on it or begins to; False where another uses it.
+
+    Where no server can be asked nobody can begin through it: True.
+    """
+    until = time.monotonic() + scaled(seconds)
+    lease = await locks.take_now(use_limit(host), USERS, of=USERS)
+    while lease is None and time.monotonic() < until and await locks.is_there():
+        await asyncio.sleep(scaled(POLL_SECONDS))
+        lease = await locks.take_now(use_limit(host), USERS, of=USERS)
+    try:
+        yield lease is not None or not await locks.is_there()
+    finally:
+        if lease is not None:
+            await locks.release(lease)
+
+
+async def forget_host(host: str) -> None:
+    """Deletes the limits of a host that is gone."""
+    with contextlib.suppress(*_AWAY):
+        async with get_client() as client:
+            for prefix in host_limits(host):
+                await forget_limits(client, prefix)
+
+
+@asynccontextmanager
+async def renting(fleet: Fleet, store: Store) -> AsyncIterator[Rental]:
+    """A rental for as long as the block lasts; what it ordered is given back however the block ends.
+
+    Raises:
+        BadInput: there is no account.
+    """
+    client = await open_account(fleet.account)
+    async with Locks({}) as locks:
+        rental = Rental(fleet, store, client, str(runtime.flow_run.id or ""), locks)
+        try:
+            yield rental
+        except (asyncio.CancelledError, Exception) as error:
+            reason = f"its run ended: {type(error).__name__}"
+            await rental.give_back(reason, keep=not isinstance(error, Budget), seconds=BUSY_SECONDS)
+            raise
+        else:
+            await rental.give_back("its run is done", keep=True, seconds=BUSY_SECONDS)
+
+
+async def give_back_of(owner: str, fleet: Fleet, store: Store, reason: str) -> None:
+    """Gives back what a run ordered that cannot do it itself any more."""
+    client = await open_account(fleet.account)
+    async with Locks({}) as locks:
+        await Rental(fleet, store, client, owner, locks).give_back(reason, seconds=BUSY_SECONDS)
+
+
+async def _all(*work: Any) -> list[Any]:
+    """What each came to, errors of ours included; where one is cancelled, or fails otherwise, all are awaited."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        came = await asyncio.gather(*tasks, return_exceptions=True)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
+    for one in came:
+        if isinstance(one, BaseException) and not isinstance(one, CallsheetError):
+            raise one
+    return came
