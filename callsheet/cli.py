@@ -3,7 +3,8 @@
     callsheet plan data/demo.csv                   what is to be done, how long it takes, what it costs
     callsheet text data/demo.csv                   how each line will be spoken
     callsheet run data/demo.csv --store out        do it
-    callsheet hosts --fleet fleet.toml --full      whether the hosts are well
+    callsheet hosts --fleet fleet.toml --full      whether the hosts are well, and what is rented
+    callsheet test-connection URL                  what answers there
     callsheet report demo --store out              what it came to, and where its report is
     callsheet reap --dry-run                       which rented hosts should not be there
 
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +40,8 @@ from callsheet.store import open_store
 
 if TYPE_CHECKING:
     from callsheet.batch import Batch
+    from callsheet.health import Health
+    from callsheet.host_list import ListedHost
     from callsheet.manifest import Manifest, Summary
     from callsheet.plan import Estimate, Plan
     from callsheet.text import Piece
@@ -96,10 +100,18 @@ def plan(
     planned = parameters.plan(read_fleet(fleet))
     done = set(find_takes(planned, open_store(store), parameters.batch_name))
     estimates = planned.estimates(done)
+    low, high = planned.cost_range(done)
     if as_json:
-        print(json.dumps(_plan_json(parameters, planned, estimates)))
+        costs = {"cost_low": low, "cost_high": high}
+        print(json.dumps(_plan_json(parameters, planned, estimates) | costs))
     else:
         _print_plan(planned, estimates)
+        if (rent := planned.fleet.rent) is not None:
+            Console(highlight=False).print(
+                f"Rented hosts: ${low:.2f} to ${high:.2f}. The least is the work alone at ${rent.max_per_hour:.2f} an hour; the "
+                "most has every boot, the load over the slowest line allowed, and every take made twice.",
+                markup=False,
+            )
 
 
 @app.command()
@@ -188,6 +200,7 @@ def run(
 @app.command()
 def hosts(
     fleet: Fleet = "draft",
+    store: Store = "out",
     full: Annotated[
         bool, typer.Option("--full", help="Let each speech engine say a sentence, and listen to it.")
     ] = False,
@@ -198,21 +211,49 @@ def hosts(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask every engine of a fleet whether it is well; exit code 1 where one is not."""
+    """Ask every engine of a fleet whether it is well, and list what is rented; exit code 1 where one is not well."""
     _quiet_unless(verbose)
+    rented = _rented(fleet, store)
+    if rented is not None and not as_json:
+        _print_rows([host.row() for host in rented], "No host is rented.")
     from flows import local  # noqa: PLC0415
     from flows.check_hosts import CheckHostsParameters  # noqa: PLC0415
 
-    found = local.hosts(CheckHostsParameters(fleet=fleet, full=full, voices=voices, voice=voice))
+    found: list[Health] = []
+    if rented is None or any(host.state == "ready" for host in rented):
+        found = local.hosts(
+            CheckHostsParameters(fleet=fleet, store=store, full=full, voices=voices, voice=voice)
+        )
     if as_json:
-        print(json.dumps({"engines": [health.model_dump() for health in found]}))
-    else:
-        table = Table(*found[0].row())
-        table.columns[0].no_wrap = True
-        for health in found:
-            table.add_row(*(escape(cell) for cell in health.row().values()))
-        Console(highlight=False).print(table)
+        listed = {} if rented is None else {"rented": [host.model_dump() for host in rented]}
+        print(json.dumps({"engines": [health.model_dump() for health in found]} | listed))
+    elif found:
+        _print_rows([health.row() for health in found], "")
     raise typer.Exit(DONE if all(health.ok for health in found) else SHOTS_FAILED)
+
+
+def _rented(fleet: str, store: str) -> list[ListedHost] | None:
+    """The hosts that a fleet rents; None where it rents none."""
+    if fleet.startswith("block:") or (rent := read_fleet(fleet).rent) is None:
+        return None
+    from callsheet.host_list import list_hosts  # noqa: PLC0415
+    from callsheet.hosts import HostBook  # noqa: PLC0415
+    from callsheet.vastai import VastClient  # noqa: PLC0415
+
+    client, book = VastClient.from_environment(), HostBook(open_store(store))
+    return list(list_hosts(client, book, now=time.time(), fleet=rent.name))
+
+
+def _print_rows(rows: list[dict[str, Any]], otherwise: str) -> None:
+    out = Console(highlight=False)
+    if not rows:
+        out.print(otherwise)
+        return
+    table = Table(*rows[0])
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row.values()))
+    out.print(table)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from callsheet.errors import BadInput
 from callsheet.hosts import HostBook
 from callsheet.reaper import AT_MOST, Reaper, Sweep
 from callsheet.store import open_store
@@ -37,9 +38,18 @@ def reap(
             help="Destroy none before its time where more than so many should go: something else is wrong.",
         ),
     ] = AT_MOST,
+    work_pool: Annotated[
+        str,
+        typer.Option(
+            help="Sweep not now but every five minutes, in this Prefect work pool; idle hosts go then, too."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Destroy rented hosts that should not be there; exit code 1 where one could not be destroyed."""
+    if work_pool:
+        _schedule(work_pool, store, fleet, at_most)
+        return
     book = HostBook(open_store(store)) if store else None
     reaper = Reaper(VastClient.from_environment(), book, fleet=fleet, at_most=at_most)
     try:
@@ -55,6 +65,18 @@ def reap(
     else:
         _print(sweep, dry_run=dry_run)
     raise typer.Exit(CLEAN if sweep.is_clean else NOT_CLEAN)
+
+
+def _schedule(work_pool: str, store: str, fleet: str, at_most: int) -> None:
+    from flows import local  # noqa: PLC0415
+    from flows.reap import ReapParameters  # noqa: PLC0415
+
+    if not store:
+        raise BadInput(
+            "--store: found none; expected where the hosts are written down, as every worker reaches it"
+        )
+    local.schedule_reap(work_pool, ReapParameters(store=store, fleet=fleet, at_most=at_most))
+    Console(highlight=False).print(f"Swept every five minutes in work pool {work_pool}.", markup=False)
 
 
 def _as_json(sweep: Sweep) -> dict[str, Any]:

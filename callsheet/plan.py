@@ -372,6 +372,14 @@ class Plan:
         )
         return seconds / 3600
 
+    def cost_range(self, done: Collection[str] = frozenset()) -> tuple[float, float]:
+        """$ that what is left to do costs at least and at most; of hosts that are there the time of their engines."""
+        left = [key for key in self.steps if key not in done]
+        if self.fleet.rent is None:
+            cost = self.cost(left)
+            return cost, cost
+        return self.fleet.rent.price_range(self.host_hours(left))
+
     def estimates(self, done: frozenset[str] | set[str] = frozenset()) -> list[Estimate]:
         """Per engine, what is left to do but for the keys in ``done``."""
         rows = []

@@ -6,6 +6,8 @@ rules.cost(offer, hours=2.5)         # $ that the work costs there, with what is
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from callsheet.vastai_answers import Offer, OfferRules
@@ -98,6 +100,22 @@ class RentRules(BaseModel):
             countries=self.countries,
             hours=self.max_hours,
         )
+
+    def hosts_for(self, hours: float) -> int:
+        """How many hosts are rented for so many hours of work."""
+        return max(1, min(self.max_hosts, math.ceil(hours / self.hours_per_host)))
+
+    def price_range(self, hours: float) -> tuple[float, float]:
+        """$ that so many hours of one host's work cost at least and at most, as far as the rules alone can tell.
+
+        At least: nothing but the work, at the highest price allowed; the market is often cheaper. At most: every host takes
+        all of its time to boot, loads over the slowest line allowed, and every take is made twice.
+        """
+        if not hours:
+            return 0.0, 0.0
+        loading = self.download_gb * 8000 / max(self.down_mbps, 1.0) / 3600
+        before = self.hosts_for(hours) * (self.boot_minutes / 60 + loading)
+        return hours * self.max_per_hour, (2 * hours + before) * self.max_per_hour
 
     def cost(self, offer: Offer, hours: float) -> float:
         """What it costs to get ``hours`` of work done on this offer, in $: until it is loaded, too, and the load itself."""

@@ -18,13 +18,15 @@ from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from blocks.fleet import open_fleet
+from blocks.store import open_store
 from callsheet.errors import BadInput, CallsheetError
 from callsheet.inputs import Mistakes
 from callsheet.voices import Voice, read_voices
 from tasks.hosts import check_engine, open_hosts
+from tasks.rented import hosts_now
 
 
 class CheckHostsParameters(BaseModel):
@@ -34,6 +36,10 @@ class CheckHostsParameters(BaseModel):
 
     fleet: str = Field(
         default="draft", description="The hosts: draft, the path of a fleet file, or block:gpu-fleet/NAME."
+    )
+    store: str = Field(
+        default="out",
+        description="Where rented hosts are written down: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
     )
     full: bool = Field(
         default=False,
@@ -51,8 +57,11 @@ async def check_hosts(parameters: CheckHostsParameters) -> State[Any]:
     try:
         fleet = await open_fleet(parameters.fleet)
         voice = await asyncio.to_thread(_voice, parameters) if parameters.full else None
+        tokens: dict[str, SecretStr] = {}
+        if fleet.rent is not None:
+            fleet, tokens = await hosts_now(fleet, await open_store(parameters.store))
         engines = {lane.engine_name: lane for lane in fleet.lanes()}
-        async with open_hosts(fleet, list(engines.values())) as clients:
+        async with open_hosts(fleet, list(engines.values()), tokens) as clients:
             found = await asyncio.gather(
                 *(check_engine(name, lane, clients[name], voice) for name, lane in engines.items())
             )

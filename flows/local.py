@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from prefect.exceptions import TerminationSignal
+from prefect.settings import get_current_settings
 
+from callsheet.errors import BadInput
 from callsheet.health import Health
 from callsheet.manifest import Summary
 from callsheet.parameters import ProduceParameters
 from flows.check_hosts import CheckHostsParameters, check_hosts
 from flows.produce import produce
+from flows.reap import ReapParameters, deploy_reap
 from flows.server import prefect_server
 from tasks.watching import Watcher, watched_by
 
@@ -77,6 +80,19 @@ def hosts(parameters: CheckHostsParameters) -> list[Health]:
         return await state.aresult(raise_on_failure=False)
 
     return cast(list[Health], _or_raise(asyncio.run(check())))
+
+
+def schedule_reap(work_pool: str, parameters: ReapParameters) -> None:
+    """Schedules the sweep on the configured Prefect server.
+
+    Raises:
+        BadInput: none is configured, or it has no such work pool.
+    """
+    if not get_current_settings().api.url:
+        raise BadInput(
+            "found no PREFECT_API_URL; expected the address of the Prefect server that is to keep the schedule"
+        )
+    asyncio.run(deploy_reap(work_pool, parameters))
 
 
 def _or_raise(outcome: Any) -> Any:

@@ -2,15 +2,17 @@
 
     state = await reap(ReapParameters(store="r2://media/callsheet"), return_state=True)
 
-Its deployment is `reap` of deployments/prefect.yaml. ``callsheet reap`` does the same from cron without a Prefect server,
-but for idle hosts: who uses a host is known to the server alone. The flow run fails where somebody must look.
+`deploy_reap` (``callsheet reap --work-pool POOL``) schedules it. ``callsheet reap`` does the same from cron without a
+Prefect server, but for idle hosts: who uses a host is known to the server alone. The flow run fails where somebody must look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import time
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
@@ -23,7 +25,11 @@ from blocks.vast import open_account
 from callsheet.errors import CallsheetError, StoreFault
 from callsheet.hosts import HostBook
 from callsheet.reaper import AT_MOST, Reaper, Sweep
+from flows.deploying import deployed
 from tasks.idle import drain_idle, forget_hosts
+
+#: How often the scheduled sweep comes.
+EVERY = datetime.timedelta(minutes=5)
 
 
 class ReapParameters(BaseModel):
@@ -91,4 +97,19 @@ async def _tell(sweep: Sweep) -> None:
         ],
         key="reaped-hosts",
         description="Rented hosts that should not be there",
+    )
+
+
+async def deploy_reap(work_pool: str, parameters: ReapParameters) -> UUID:
+    """Makes the deployment of `reap` with its schedule, or brings it up to date. Returns its id.
+
+    Raises:
+        BadInput: there is no such work pool.
+    """
+    return await deployed(
+        reap,
+        work_pool,
+        interval=EVERY,
+        parameters={"parameters": parameters.model_dump()},
+        concurrency_limit=1,
     )

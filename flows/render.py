@@ -15,21 +15,19 @@ import httpx
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.deployments.runner import DeploymentApplyError
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Crashed, Failed
-from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.store import open_store
 from callsheet.batch import Batch
-from callsheet.errors import BadInput, CallsheetError, LeaseLost, StoreFault, name_of
+from callsheet.errors import CallsheetError, LeaseLost, StoreFault, name_of
 from callsheet.manifest import ShotFailure, file_name
 from callsheet.packed import unpack
 from callsheet.resume import find_takes, run_name
 from callsheet.scratch import scratch_folder
 from callsheet.shards import RUN_ID, ShardResult, plan_name, result_name, shards_path
 from callsheet.store import Store
+from flows.deploying import deployed
 from tasks.locks import Lease, held
 from tasks.making import make_takes
 from tasks.production import Production
@@ -133,14 +131,4 @@ async def deploy_render(work_pool: str) -> UUID:
     Raises:
         BadInput: there is no such work pool.
     """
-    deployment: Any = await render.to_deployment(  # type: ignore[misc]
-        name=work_pool, work_pool_name=work_pool, entrypoint_type=EntrypointType.MODULE_PATH
-    )
-    try:
-        identity: UUID = await deployment.aapply()
-    except (DeploymentApplyError, ObjectNotFound) as error:
-        raise BadInput(
-            f'work pool "{work_pool}": {error}; expected one of the Prefect server '
-            f"(make it with: prefect work-pool create {work_pool} --type process)"
-        ) from None
-    return identity
+    return await deployed(render, work_pool)

@@ -150,10 +150,11 @@ class Locks:
         """Whether the server answers."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._client.api_healthcheck()
+                return (
+                    await self._client.api_healthcheck() is None
+                )  # it gives the error, it does not raise it
         except (TimeoutError, *_AWAY):
             return False
-        return True
 
     async def wait_for_room(self, wanted: Callable[[], bool], name: str) -> None:
         """Waits, announced, until a slot of ``name`` is free, for one that Prefect itself takes then.
@@ -393,7 +394,7 @@ async def held(name: str, waits: str, *, fenced: bool) -> AsyncIterator[Lease]:
         assert lease is not None
         lost.clear()  # what was lost while it was waited for was a place in the queue
         try:
-            async with _ended_by(lost) if fenced else nullcontext():
+            async with ended_by(lost) if fenced else nullcontext():
                 yield lease
         except asyncio.CancelledError:
             if lost.is_set():
@@ -404,7 +405,7 @@ async def held(name: str, waits: str, *, fenced: bool) -> AsyncIterator[Lease]:
 
 
 @asynccontextmanager
-async def _ended_by(event: asyncio.Event) -> AsyncIterator[None]:
+async def ended_by(event: asyncio.Event) -> AsyncIterator[None]:
     """Cancels the block when the event happens."""
     block = asyncio.current_task()
     assert block is not None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -37,7 +36,7 @@ from callsheet.renting import Outfit, RentedHost, Renter
 from callsheet.store import Store
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
-from tasks.locks import POLL_SECONDS, Lease, Locks, held
+from tasks.locks import POLL_SECONDS, Lease, Locks, ended_by, held
 from tasks.readiness import Probe
 from tasks.shard_runs import forget_limits
 from tasks.watching import run_logger, tell
@@ -46,6 +45,8 @@ from tasks.watching import run_logger, tell
 CREATE_LIMIT = "vast-create"
 #: How long the slot of a run that was killed keeps a host from being given back; with room.
 BUSY_SECONDS = 75.0
+#: A server that is away for so long takes the run's hosts with it.
+SERVER_SECONDS = 300.0
 _AWAY = (httpx.HTTPError, TimeoutError)
 T = TypeVar("T")
 
@@ -129,7 +130,7 @@ class Rental:
         Raises:
             Budget, HostFault, VastError, StoreFault: there is not one.
         """
-        count = max(1, min(self._rules.max_hosts, math.ceil(hours / self._rules.hours_per_host)))
+        count = self._rules.hosts_for(hours)
         hosts = await self._reuse(count, probe)
         missing = count - len(hosts)
         if missing:
@@ -283,8 +284,9 @@ class Rental:
             seconds: how long others, who may be dead, are waited for.
         """
         self._stop.clear()
-        for host in list(self._leases):
-            await self._leave(host)
+        if await self._locks.is_there():
+            for host in list(self._leases):
+                await self._leave(host)
         for record in await self._to_give_back(keep=keep and self._rules.keep_minutes > 0):
             try:
                 await self._give_back(record, reason, seconds)
@@ -327,7 +329,11 @@ async def alone_with(host: str, locks: Locks, seconds: float = 0.0) -> AsyncIter
 
     Where no server can be asked nobody can begin through it: True.
     """
-    until = time.monotonic() + scaled(seconds)
+    # Asked first: Prefect's client asks a server that is away for a minute, one request after the other.
+    if not await locks.is_there():
+        yield True
+        return
+    until = time.monotonic() + seconds  # leases of a server know no scale
     lease = await locks.take_now(use_limit(host), USERS, of=USERS)
     while lease is None and time.monotonic() < until and await locks.is_there():
         await asyncio.sleep(scaled(POLL_SECONDS))
@@ -340,9 +346,11 @@ async def alone_with(host: str, locks: Locks, seconds: float = 0.0) -> AsyncIter
 
 
 async def forget_host(host: str) -> None:
-    """Deletes the limits of a host that is gone."""
+    """Deletes the limits of a host that is gone, where the server can be asked."""
     with contextlib.suppress(*_AWAY):
         async with get_client() as client:
+            if await client.api_healthcheck() is not None:
+                return
             for prefix in host_limits(host):
                 await forget_limits(client, prefix)
 
@@ -357,14 +365,58 @@ async def renting(fleet: Fleet, store: Store) -> AsyncIterator[Rental]:
     client = await open_account(fleet.account)
     async with Locks({}) as locks:
         rental = Rental(fleet, store, client, str(runtime.flow_run.id or ""), locks)
+        is_lost = asyncio.Event()
+        watch = asyncio.create_task(_watch(rental, locks, is_lost))
         try:
-            yield rental
+            async with ended_by(is_lost):
+                yield rental
         except (asyncio.CancelledError, Exception) as error:
-            reason = f"its run ended: {type(error).__name__}"
-            await rental.give_back(reason, keep=not isinstance(error, Budget), seconds=BUSY_SECONDS)
+            reason = (
+                "the Prefect server is gone" if is_lost.is_set() else f"its run ended: {type(error).__name__}"
+            )
+            await rental.give_back(reason, keep=not isinstance(error, Budget) and not is_lost.is_set())
+            if is_lost.is_set() and isinstance(error, asyncio.CancelledError):
+                raise HostFault(
+                    f"the Prefect server did not answer for {scaled(SERVER_SECONDS):.0f} s; the rented hosts are given back, "
+                    "what is done is kept: run it again"
+                ) from None
             raise
         else:
-            await rental.give_back("its run is done", keep=True, seconds=BUSY_SECONDS)
+            await rental.give_back("its run is done", keep=True)
+        finally:
+            watch.cancel()
+
+
+async def _watch(rental: Rental, locks: Locks, is_lost: asyncio.Event) -> None:
+    """When the server has not answered for long, gives the hosts back and sets the event: nothing goes on without it.
+
+    In this order, because the run's own end takes minutes then: whatever Prefect's client does is tried again and again.
+    """
+    answered = time.monotonic()
+    while True:
+        await asyncio.sleep(scaled(SERVER_SECONDS) / 10)
+        if await locks.is_there():
+            answered = time.monotonic()
+        elif time.monotonic() - answered > scaled(SERVER_SECONDS):
+            await rental.give_back("the Prefect server is gone")
+            is_lost.set()
+            return
+
+
+async def hosts_now(fleet: Fleet, store: Store) -> tuple[Fleet, dict[str, SecretStr]]:
+    """The fleet with the hosts of it that are rented and ready, and their tokens; nothing is rented or changed."""
+    client = await open_account(fleet.account)
+    records = (await asyncio.to_thread(HostBook(store).hosts)).records.values()
+    boxes = {box.id: box for box in await asyncio.to_thread(client.instances)}
+    hosts: dict[str, Host] = {}
+    tokens: dict[str, SecretStr] = {}
+    for record in records:
+        box = boxes.get(record.instance or 0)
+        if record.state != "ready" or box is None or fleet.rent is None or record.fleet != fleet.rent.name:
+            continue
+        if host := rented_host(fleet.hosts[0], record, box):
+            hosts[host.name], tokens[host.name] = host, client.token(record.lease)
+    return fleet.with_hosts(hosts.values()), tokens
 
 
 async def give_back_of(owner: str, fleet: Fleet, store: Store, reason: str) -> None:

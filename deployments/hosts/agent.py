@@ -59,7 +59,6 @@ ASKING_SECONDS, ASKING_AT_ONCE = 10.0, 64
 LARGEST_BODY_BYTES = 2**16
 #: Answers that will be the same next time.
 _FINAL = (400, 401, 403, 404, 410)
-_NO_SUCH_RANGE = 416
 #: What a write says when there is no room: full, over a quota, over the largest file that is allowed.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -232,8 +231,7 @@ def opened(url: str, start: int = 0) -> http.client.HTTPResponse:
 
     Raises:
         Failed: it will never be given.
-        Wrong: it ends before that byte.
-        TryAgain: not this time. None of them names the address.
+        TryAgain: not this time. Neither names the address.
     """
     headers = {"User-Agent": "callsheet-agent", "Accept-Encoding": "identity"}
     if start:
@@ -246,7 +244,7 @@ def opened(url: str, start: int = 0) -> http.client.HTTPResponse:
         )
     except urllib.error.HTTPError as error:
         error.close()
-        kind = Failed if error.code in _FINAL else Wrong if error.code == _NO_SUCH_RANGE else TryAgain
+        kind = Failed if error.code in _FINAL else TryAgain
         raise kind(f"the server answered {error.code}") from None
     except urllib.error.URLError as error:
         raise TryAgain(f"no connection: {error.reason}") from None

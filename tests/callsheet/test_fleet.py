@@ -4,6 +4,7 @@ import pytest
 
 from callsheet.errors import BadInput
 from callsheet.fleet import Fleet, read_fleet
+from callsheet.rent_rules import RentRules
 
 HOST = '[[host]]\nname = "a10-1"\nvram_gb = 24\nprice_per_hour = 0.36\n'
 ENGINE = '[[host.engine]]\nkind = "lighttts"\nurl = "http://127.0.0.1:8080"\nrevision = "cosyvoice2-0.5b"\nslots = 4\n'
@@ -64,3 +65,56 @@ def test_mistake_in_a_fleet_file_is_named(tmp_path: Path, text: str, told: str) 
 def test_missing_fleet_file_is_named() -> None:
     with pytest.raises(BadInput, match=r"nowhere.toml: found No such file"):
         read_fleet("nowhere.toml")
+
+
+RENTED = """
+provider = "vastai"
+[rent]
+max_per_hour = 0.6
+image = "comfy:1"
+[[host]]
+name = "rented"
+vram_gb = 24
+[[host.engine]]
+kind = "comfyui"
+port = 18188
+revision = "wan"
+"""
+
+
+def test_a_fleet_that_is_rented_is_planned_with_the_pattern_of_its_hosts_at_the_highest_price(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "f.toml").write_text(RENTED)
+    fleet = read_fleet(str(tmp_path / "f.toml"))
+    assert fleet.rent is not None
+    assert (fleet.rent.vram_gb, fleet.hosts[0].price_per_hour) == (24, 0.6)
+    assert [lane.name for lane in fleet.lanes()] == ["rented/comfyui/0"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("port = 18188", "", "needs a port of its own, and no url"),
+        ("port = 18188", 'port = 18188\nurl = "http://1.2.3.4:8188"', "needs a port of its own, and no url"),
+        ("vram_gb = 24", "price_per_hour = 2", "is max_per_hour of"),
+        ('provider = "vastai"', 'provider = "static"', 'go with provider "vastai"'),
+        ("[[host]]", '[[host]]\nname = "other"\n[[host.engine]]\nkind = "comfyui"\nrevision = "x"\n[[host]]', "exactly one"),
+        ("max_per_hour = 0.6", "", "rent.max_per_hour: Field required"),
+        ('image = "comfy:1"', "", "need an image or a template"),
+    ],
+)  # fmt: skip
+def test_a_fleet_that_cannot_be_rented_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "f.toml").write_text(RENTED.replace(old, new, 1))
+    with pytest.raises(BadInput, match=said):
+        read_fleet(str(tmp_path / "f.toml"))
+
+
+def test_what_rented_hosts_may_cost_has_a_least_and_a_most() -> None:
+    rules = RentRules(
+        max_per_hour=0.6, image="i", max_hosts=4, boot_minutes=30, download_gb=45, down_mbps=400
+    )
+    assert rules.price_range(0) == (0, 0)
+    # Five hours are three hosts; each boots for half an hour and loads for a quarter.
+    assert rules.price_range(5) == pytest.approx((3.0, (10 + 3 * 0.75) * 0.6))
+    assert rules.hosts_for(100) == 4

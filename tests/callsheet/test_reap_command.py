@@ -28,11 +28,11 @@ def vast() -> Iterator[Vast]:
 
 @pytest.fixture
 def reap(vast: Vast, tmp_path: Path) -> Run:
-    def run(*options: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
+    def run(*options: str, key: str = KEY, command: str = "reap") -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         own = {"VAST_URL": vast.url, "CALLSHEET_TIME_SCALE": "0.03", "HOME": str(tmp_path), "COLUMNS": "200"}
         return subprocess.run(
-            [CALLSHEET, "reap", *options],
+            [CALLSHEET, command, *options],
             env=kept | own | ({"VAST_API_KEY": key} if key else {}),
             capture_output=True,
             text=True,
@@ -97,3 +97,52 @@ def test_an_account_that_cannot_be_read_has_an_exit_code(vast: Vast, reap: Run) 
     assert "Invalid user key" in wrong.stderr
     none = reap(key="")
     assert (none.returncode, "VAST_API_KEY" in none.stderr) == (2, True)
+
+
+FLEET = """
+provider = "vastai"
+[rent]
+name = "studio"
+max_per_hour = 0.6
+image = "comfy:1"
+[[host]]
+name = "rented"
+[[host.engine]]
+kind = "lighttts"
+port = 8080
+revision = "x"
+"""
+
+
+def test_what_is_rented_is_listed_with_what_it_costs(vast: Vast, tmp_path: Path, reap: Run) -> None:
+    (tmp_path / "fleet.toml").write_text(FLEET)
+    options = ("--fleet", str(tmp_path / "fleet.toml"), "--store", str(tmp_path / "out"))
+    assert "No host is rented." in reap(*options, command="hosts").stdout
+    book = HostBook(LocalFolder(tmp_path / "out"))
+    now = time.time()
+    for fleet, state in (("studio", "booting"), ("other", "booting")):
+        label = HostLabel.new(fleet, book.id(), now - 3600, 6 * 3600)
+        box = vast.made(vast.offer(), {"label": str(label), "disk": 80})
+        engines = [{"name": "lighttts", "kind": "lighttts", "port": 8080, "slots": 1}]
+        price = {"gpu_per_hour": 0.4, "disk_gb_month": 0.0, "down_per_gb": 0.0, "up_per_gb": 0.0}
+        facts = {
+            "instance": box.id,
+            "engines": engines,
+            "price": price,
+            "owner": "0123456789",
+            "ready_at": now - 3600,
+        }
+        book.write(record(label, state=state, **facts))
+    told = reap(*options, "--json", command="hosts")
+    assert told.returncode == 0, told.stderr
+    (host,) = json.loads(told.stdout.splitlines()[-1])["rented"]
+    assert (host["host"].startswith("studio-"), host["state"], host["engines"]) == (
+        True,
+        "booting",
+        ["lighttts"],
+    )
+    assert host["cost"] == pytest.approx(0.4, rel=0.02)
+    assert (host["hours"], host["hours_left"]) == pytest.approx((1.0, 5.0), abs=0.02)
+    shown = reap(*options, command="hosts").stdout
+    assert "studio-" in shown
+    assert "other-" not in shown

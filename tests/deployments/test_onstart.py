@@ -479,6 +479,23 @@ def test_a_switch_is_not_ended_by_the_signals_that_end_other_programs(box: Box) 
     assert box.switches() == {switch}
 
 
+def test_a_switch_whose_sleep_is_ended_goes_on(box: Box) -> None:
+    box.start({"CALLSHEET_TICK": "29"})
+    (sleep,) = until(lambda: box.pids("29"))
+    os.kill(sleep, signal.SIGKILL)
+    until(lambda: box.pids("30"))
+
+
+def test_a_lease_that_somebody_deleted_is_not_one_that_ran_out(box: Box, files: Files) -> None:
+    files.put("/queue", IDLE.encode())
+    box.start(queues=(f"{files.url}/queue",))
+    until(lambda: files.asked("/queue"))
+    (box.home / "lease").unlink()
+    asked = len(files.asked("/queue"))
+    until(lambda: len(files.asked("/queue")) > asked + 2)
+    assert not box.destroys
+
+
 def test_a_box_whose_folder_cannot_be_made_still_goes_at_its_end(any_box: Box) -> None:
     any_box.home.write_text("a file where the folder should be")
     any_box.start(ends=time.time() + 1)
@@ -552,8 +569,10 @@ def test_an_agent_that_crashes_is_told_of(box: Box, files: Files) -> None:
 def test_a_state_of_before_a_reboot_is_not_told_as_one_of_now(box: Box) -> None:
     box.home.mkdir()
     (box.home / "state").write_text("ready\n")
-    box.start(agent_url="http://127.0.0.1:9/agent", agent_sha256=agent_sha256())
-    until(lambda: box.state.startswith("failed"))
+    waits = {"CALLSHEET_BACKOFF": "30"}
+    box.start(waits, agent_url="http://127.0.0.1:9/agent", agent_sha256=agent_sha256())
+    until(lambda: box.pids("30"))
+    assert not (box.home / "state").exists()
 
 
 # --- being asked ---------------------------------------------------------------------------------
@@ -657,9 +676,12 @@ def test_models_are_loaded_and_their_folders_made(box: Box, files: Files) -> Non
 
 
 def test_a_state_says_how_many_are_there(box: Box, files: Files) -> None:
-    url = manifest(files, here=(b"1", ()), there=(content_of(1000), ("hang",)))
+    url = manifest(files, here=(b"1", ()), quick=(b"2", ()), slow=(content_of(1000), ("hang",)))
+    box.models.mkdir()
+    (box.models / "here.bin").write_bytes(b"1")
     box.agent(CALLSHEET_MODELS_URL=url)
-    until(lambda: box.state == "downloading 1 of 2")
+    until(lambda: box.state == "downloading 2 of 3")
+    assert "downloading 3" not in box.log("agent")
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "502"])
@@ -762,6 +784,13 @@ def test_a_path_that_leaves_the_models_is_refused(box: Box, files: Files, path: 
     assert "not below" in state
     assert not files.asked("/m/out")
     assert not list(box.folder.rglob("out.bin*"))
+
+
+def test_what_signs_an_address_is_cut_off_wherever_it_stands(box: Box, files: Files) -> None:
+    rows = [row(f"../out.bin{SIGNED}", files.put("/m/out", b"1"), b"1")]
+    state = box.load(files.put("/manifest", json.dumps({"files": rows}).encode()))
+    assert "../out.bin?…" in state
+    assert "X-Amz" not in state + box.log("agent")
 
 
 @pytest.mark.parametrize(

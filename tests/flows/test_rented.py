@@ -1,9 +1,13 @@
 """Rented hosts, end to end: a fake vast.ai whose boxes are draft hosts behind the portal of vast.ai's images."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -292,11 +296,10 @@ async def test_the_hook_of_a_run_that_died_gives_its_hosts_back_and_no_others(
     dead, other = mine.records
     mine.book.change(other.lease, ("ready",), owner="somebody else")
 
-    class Run:
-        id = dead.owner
-        parameters = {"parameters": mine.parameters(LINE).model_dump(mode="json")}
-
-    await give_hosts_back(produce, Run(), mine.state)
+    run = SimpleNamespace(
+        id=dead.owner, parameters={"parameters": mine.parameters(LINE).model_dump(mode="json")}
+    )
+    await give_hosts_back(produce, run, mine.state)
     assert [box.id for box in vast.billable()] == [other.instance]
 
 
@@ -305,17 +308,12 @@ async def test_lanes_leave_a_host_that_is_being_given_back(
 ) -> None:
     vast.offer()
     mine = studio()
-    states = iter(["ready", "draining"])
-
-    class Drained(HostBook):
-        """After the host has answered, somebody drains it."""
 
     async def drain() -> None:
         while not (mine.records and mine.records[0].state == "ready"):
             await asyncio.sleep(0.01)
         mine.book.change(mine.records[0].lease, ("ready",), state="draining", reason="too dear")
 
-    assert next(states)
     draining = asyncio.create_task(drain())
     outcome = await mine.outcome(LINE)
     await draining
@@ -331,3 +329,25 @@ def test_a_portal_asks_for_its_token(vast: Vast, boxes: Boxes) -> None:
     assert httpx.get(f"http://127.0.0.1:{port}/system_stats").status_code == 401
     headers = {"Authorization": "Bearer t0ken"}
     assert httpx.get(f"http://127.0.0.1:{port}/system_stats", headers=headers).status_code == 200
+
+
+async def test_the_sweep_is_scheduled_from_the_command_line(prefect_api: str, tmp_path: Path) -> None:
+    httpx.post(f"{prefect_api}/api/work_pools/", json={"name": "sweepers", "type": "process"})
+    command = [Path(sys.executable).parent / "callsheet", "reap", "--work-pool", "sweepers"]
+
+    def told(*options: str, api: str) -> subprocess.CompletedProcess[str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        home = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": api, "COLUMNS": "200"}
+        return subprocess.run(
+            [*command, *options], env=env | home, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert "found no PREFECT_API_URL" in told("--store", "out", api="").stderr
+    assert "--store: found none" in told(api=f"{prefect_api}/api").stderr
+    done = told("--store", str(tmp_path / "out"), api=f"{prefect_api}/api")
+    assert done.returncode == 0, done.stderr
+    found = httpx.get(f"{prefect_api}/api/deployments/name/reap/sweepers").raise_for_status().json()
+    # The session's server must not begin sweeps.
+    httpx.delete(f"{prefect_api}/api/deployments/{found['id']}").raise_for_status()
+    assert [one["schedule"]["interval"] for one in found["schedules"]] == [300.0]
+    assert ReapParameters(**found["parameters"]["parameters"]).store == str(tmp_path / "out")

@@ -83,10 +83,12 @@ def _answers(url: str) -> bool:
 class Worker:
     """A machine: a Prefect worker and what it runs, one flow run at a time."""
 
+    pool = POOL
+
     def __init__(self, name: str, folder: Path, api: str) -> None:
         folder.mkdir()
         self.process = subprocess.Popen(
-            [BIN / "prefect", "worker", "start", "--pool", POOL, "--name", name, "--limit", "1"],
+            [BIN / "prefect", "worker", "start", "--pool", self.pool, "--name", name, "--limit", "1"],
             cwd=folder,
             env=environment(api, folder) | {"PREFECT_WORKER_QUERY_SECONDS": "2"},
             stdout=subprocess.DEVNULL,
