@@ -74,6 +74,12 @@ class Engine(BaseModel):
         le=65535,
         description="Port of the server in a rented host, which has no address yet.",
     )
+    local_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port inside a rented host where a ComfyUI answers without a token: there the host looks for work.",
+    )
     revision: str = Field(
         min_length=1,
         description="Name of the model's version; part of every take key, because servers do not tell it.",

@@ -178,11 +178,10 @@ class Renter:
 
         One whose id is known is told to go before any list is believed: a list that lies costs hours else.
         """
-        known = {record.instance}
+        ids = {record.instance}
         with suppress(StoreFault):
-            known |= {getattr(self._book.read(record.lease), "instance", None)}
-        known.discard(None)
-        told: set[int | None] = set()
+            ids |= {getattr(self._book.read(record.lease), "instance", None)}
+        known, told = {identity for identity in ids if identity is not None}, set[int]()
         seen = record.ready_at is not None
         shown = record.made + UNSEEN_SECONDS
         until = max(self._now(), shown) + GONE_SECONDS
@@ -198,8 +197,7 @@ class Renter:
                 raise VastError(f"host {record.lease}: it was told to go and is still there")
             # Asked for again and again: one that no list shows yet is not known to its destroy either.
             for identity in known:
-                if identity is not None:
-                    self._client.destroy(identity)
+                self._client.destroy(identity)
             told |= known
             self._sleep(scaled(GOING_SECONDS))
 

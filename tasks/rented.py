@@ -248,15 +248,19 @@ class Rental:
     def _outfit(self, label: HostLabel) -> Outfit:
         """What a box is told: the token that its proxy asks for, and until when it may live."""
         token = self._client.token(label.lease)
-        comfy = [engine.port for engine in self._pattern.engines if engine.kind == "comfyui"]
-        speaks = len(comfy) < len(self._pattern.engines)
+        watched = [
+            engine.local_port
+            for engine in self._pattern.engines
+            if engine.kind == "comfyui" and engine.local_port
+        ]
+        # Where the box cannot see that an engine works, its end alone counts: else it would go in the middle of it.
+        sees_all = len(watched) == len(self._pattern.engines)
         setup = HostSetup(
             ends=label.ends,
-            # A speech server has no queue that the box could watch: there its end alone counts.
-            lease_seconds=(label.ends - label.made if speaks else self._rules.lease_minutes * 60),
+            lease_seconds=self._rules.lease_minutes * 60 if sees_all else label.ends - label.made,
             token=token,
             start=self._rules.start,
-            queues=tuple(f"http://127.0.0.1:{port}/queue" for port in comfy),
+            queues=tuple(f"http://127.0.0.1:{port}/queue" for port in watched),
             vast_url=self._client.server,
         )
         # WEB_PASSWORD is what the proxy of vast.ai's own images asks for; the account's key goes nowhere.

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from callsheet.errors import BadInput, Budget
-from callsheet.hosts import HostBook, HostRecord
+from callsheet.hosts import HostBook, HostLabel, HostRecord
 from callsheet.manifest import Manifest, Summary
 from callsheet.parameters import ProduceParameters
 from callsheet.store import LocalFolder
@@ -133,6 +134,12 @@ async def test_a_batch_rents_what_it_needs_and_gives_it_back(
     portal = boxes.portals[box.id]
     assert (portal.passed > 5, portal.refused) == (True, 0), "every request had the lease's token"
     assert KEY not in str(box.order), "the account's key goes nowhere"
+    # Its dead-man's switch: the end of its label, because it cannot see whether its speech server works.
+    onstart = box.order["onstart"]
+    label = HostLabel.read(box.label or "")
+    assert label is not None
+    assert re.search(r"CALLSHEET_ENDS='?(\d+)", onstart)[1] == str(label.ends)
+    assert re.search(r"CALLSHEET_LEASE_SECONDS='?(\d+)", onstart)[1] == str(label.ends - label.made)
     assert await limits() == set()
     # What it cost: from the order on, and more than the seconds that its engines worked.
     (host,) = mine.manifest.hosts
