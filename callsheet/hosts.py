@@ -277,6 +277,12 @@ class HostBook:
                     records[lease] = record
         return Hosts(records, unreadable)
 
+    def keep_log(self, lease: str, text: str) -> str:
+        """Keeps what a host wrote before it was given up. Returns the path in the store."""
+        path = f"hosts/{lease}.log"
+        self._store.put(path, text.encode())
+        return path
+
     def change(self, lease: str, states: Collection[HostState], **changes: Any) -> HostRecord | None:
         """Changes a record that is in one of ``states``; None where it is in another, or gone.
 

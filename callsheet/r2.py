@@ -36,6 +36,7 @@ _ABSENT = ("NoSuchKey", "404", "NotFound")
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412")
 #: Presigned addresses live for a day; R2 allows up to seven.
 _URL_SECONDS = 86_400
+_LONGEST_SECONDS = 7 * 86_400
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class R2Store:
     """A bucket, or a folder of one, as a store."""
 
     is_shared = True
+    signs = True
 
     def __init__(self, settings: R2Settings) -> None:
         self.settings = settings
@@ -195,8 +197,12 @@ class R2Store:
     def url(self, path: str) -> str:
         if self.settings.public_url:
             return f"{self.settings.public_url.rstrip('/')}/{urllib.parse.quote(self._key(path))}"
+        return self.signed(path, _URL_SECONDS)
+
+    def signed(self, path: str, seconds: float) -> str:
         place = {"Bucket": self.settings.bucket, "Key": self._key(path)}
-        address: str = self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=_URL_SECONDS)
+        lasts = max(1, min(int(seconds), _LONGEST_SECONDS))
+        address: str = self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=lasts)
         return address
 
     def only_run(self, batch: str) -> AbstractContextManager[None]:

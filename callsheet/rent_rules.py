@@ -71,6 +71,11 @@ class RentRules(BaseModel):
         ge=5,
         description="Minutes without work or a sign of us after which a host destroys itself.",
     )
+    models_root: str = Field(
+        default="/workspace/ComfyUI/models",
+        pattern="^/",
+        description="Folder in the host that the models of the store go to.",
+    )
     start: str = Field(
         default="entrypoint.sh", description="Command that starts the image's engines; none where empty."
     )

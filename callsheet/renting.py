@@ -22,7 +22,7 @@ from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts, HostState, R
 from callsheet.rent_rules import RentRules
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
-from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, Order, VastError
+from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, Order, VastError, redacted
 
 #: How often a box that boots is looked at, and one that may have been made.
 LOOK_SECONDS = 10.0
@@ -414,6 +414,7 @@ class Renter:
         if isinstance(outcome, NotYet):
             reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
             reason += f": {outcome}" if outcome else ""
+        self._keep_log(record)
         self._give_up(record, reason)
         if any(text in reason.lower() for text in _BAD_IMAGE):
             raise VastError(f"image {self._rules.image or self._rules.template}: {reason}")
@@ -468,6 +469,16 @@ class Renter:
         except VastError as fault:
             self._warn(str(fault))
             return False
+
+    def _keep_log(self, record: HostRecord) -> None:
+        """Keeps the last lines of a box that is given up: nobody can ask it afterwards."""
+        if record.instance is None:
+            return
+        try:
+            path = self._book.keep_log(record.lease, redacted(self._client.logs(record.instance)))
+            self._warn(f"host {record.lease}: its last lines are in {path}")
+        except (VastError, StoreFault) as fault:
+            self._warn(f"host {record.lease}: its log could not be kept: {fault}")
 
     def _give_up(self, record: HostRecord, reason: str, *, failed_boot: bool = True) -> None:
         try:

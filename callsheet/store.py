@@ -42,9 +42,11 @@ class Store(Protocol):
 
     Attributes:
         is_shared: whether it is reached from several machines, whose runs `only_run` cannot tell of one another.
+        signs: whether it gives addresses with which anybody may read a file for a while (`signed`).
     """
 
     is_shared: bool
+    signs: bool
 
     def put(self, path: str, content: Path | bytes) -> None:
         """Writes a file or bytes, whole or not at all; replaces what stood there."""
@@ -80,6 +82,13 @@ class Store(Protocol):
     def url(self, path: str) -> str:
         """An address under which a person can open the file."""
 
+    def signed(self, path: str, seconds: float) -> str:
+        """An address with which anybody may read the file for so many seconds; R2 allows a week. It is a secret.
+
+        Raises:
+            BadInput: this store gives none.
+        """
+
     def only_run(self, batch: str) -> AbstractContextManager[None]:
         """Held by the one run that works on ``batch``. Raises BadInput where another one holds it.
 
@@ -91,6 +100,7 @@ class LocalFolder:
     """A folder of this machine as a store."""
 
     is_shared = False
+    signs = False
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -154,6 +164,9 @@ class LocalFolder:
 
     def url(self, path: str) -> str:
         return self._local(path).as_uri()
+
+    def signed(self, path: str, seconds: float) -> str:
+        raise BadInput(f"store {self.root}: a folder gives no signed addresses; expected a bucket")
 
     @contextmanager
     def only_run(self, batch: str) -> Iterator[None]:

@@ -274,7 +274,7 @@ class VastClient:
         """
         try:
             told = self._safely("logs", lambda: self._sdk.logs(identity, tail=str(lines), daemon_logs=True))
-        except TimeoutError:
+        except (TimeoutError, requests.RequestException):
             raise TryAgain(f"vast.ai: the logs of instance {identity} did not come") from None
         return told if isinstance(told, str) else _text(told)
 

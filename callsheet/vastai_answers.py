@@ -101,7 +101,8 @@ def fault_of(status: int, body: str, retry_after: str | None = None) -> VastErro
 
 
 _SECRET = re.compile(
-    r"""(\w*(?:key|token|password|secret)\w*\\?["']?\s*[:=]\s*)\\?["']?[^"',}\s\\]+\\?["']?""", re.IGNORECASE
+    r"""(\w*(?:key|token|password|secret|signature|credential)\w*\\?["']?\s*[:=]\s*)\\?["']?[^"',}\s\\]+\\?["']?""",
+    re.IGNORECASE,
 )
 
 

@@ -29,20 +29,23 @@ from pydantic import SecretStr
 from blocks.vast import open_account
 from callsheet.errors import Budget, CallsheetError, HostFault, StoreFault, reason_of
 from callsheet.fleet import Fleet, Host
-from callsheet.hosts import HostBook, HostLabel, HostRecord, RecordedEngine, rented_host
+from callsheet.hosts import HostBook, HostRecord, RecordedEngine, rented_host
 from callsheet.limits import USERS, host_limits, use_limit
-from callsheet.onstart import HostSetup, onstart_of
-from callsheet.renting import Outfit, RentedHost, Renter
+from callsheet.renting import RentedHost, Renter
 from callsheet.store import Store
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
+from callsheet.vastai_answers import Instance
 from tasks.locks import POLL_SECONDS, Lease, Locks, ended_by, held
+from tasks.outfit import Outfitter, ask_agent, touch
 from tasks.readiness import Probe
 from tasks.shard_runs import forget_limits
 from tasks.watching import run_logger, tell
 
 #: One order at a time, over all runs.
 CREATE_LIMIT = "vast-create"
+#: How often a run tells its hosts that it is there; they wait for `lease_minutes`, at least five.
+TOUCH_SECONDS = 60.0
 #: How long the slot of a run that was killed keeps a host from being given back; with room.
 BUSY_SECONDS = 75.0
 #: A server that is away for so long takes the run's hosts with it.
@@ -65,6 +68,7 @@ class Use:
     """
 
     record: HostRecord
+    box: Instance
     since: float
     is_ours: bool
     until: float | None = None
@@ -83,6 +87,7 @@ class Rental:
         assert fleet.rent is not None
         self._fleet, self._rules, self._pattern = fleet, fleet.rent, fleet.hosts[0]
         self._client, self._book, self._owner = client, HostBook(store), owner
+        self._outfitter = Outfitter(client, store, self._rules, self._pattern)
         self._locks = locks
         self._leases: dict[str, Lease] = {}
         self._uses: dict[str, Use] = {}
@@ -216,13 +221,23 @@ class Rental:
         host = rented_host(self._pattern, found.record, found.box)
         if host is None:
             return False
-        return await probe.ask(host, self._client.token(found.record.lease))
+        token = self._client.token(found.record.lease)
+        loaded = await ask_agent(found.box, token)
+        await touch(found.box, token)  # its boot may take longer than its lease
+        return await probe.ask(host, token) if loaded is True else loaded
 
     def _use(self, found: RentedHost, *, is_ours: bool) -> Host:
         host = rented_host(self._pattern, found.record, found.box)
         assert host is not None
-        self._uses.setdefault(host.name, Use(found.record, time.time(), is_ours))
+        self._uses.setdefault(host.name, Use(found.record, found.box, time.time(), is_ours))
         return host
+
+    async def keep_alive(self) -> None:
+        """Renews the leases of this run's hosts until it is cancelled: without it they would think that it died."""
+        while True:
+            await asyncio.sleep(scaled(TOUCH_SECONDS))
+            uses = [use for use in self._uses.values() if use.until is None]
+            await asyncio.gather(*(touch(use.box, self._client.token(use.record.lease)) for use in uses))
 
     def _renter(self) -> Renter:
         log = run_logger()
@@ -239,32 +254,12 @@ class Rental:
                 RecordedEngine(name=engine.name, kind=engine.kind, port=engine.port, slots=engine.slots)
                 for engine in self._pattern.engines
             ),
-            outfit=self._outfit,
+            outfit=self._outfitter.outfit,
+            more_ports=self._outfitter.ports,
             owner=self._owner,
             sleep=sleep,
             warn=lambda text: log.warning("%s", text),
         )
-
-    def _outfit(self, label: HostLabel) -> Outfit:
-        """What a box is told: the token that its proxy asks for, and until when it may live."""
-        token = self._client.token(label.lease)
-        watched = [
-            engine.local_port
-            for engine in self._pattern.engines
-            if engine.kind == "comfyui" and engine.local_port
-        ]
-        # Where the box cannot see that an engine works, its end alone counts: else it would go in the middle of it.
-        sees_all = len(watched) == len(self._pattern.engines)
-        setup = HostSetup(
-            ends=label.ends,
-            lease_seconds=self._rules.lease_minutes * 60 if sees_all else label.ends - label.made,
-            token=token,
-            start=self._rules.start,
-            queues=tuple(f"http://127.0.0.1:{port}/queue" for port in watched),
-            vast_url=self._client.server,
-        )
-        # WEB_PASSWORD is what the proxy of vast.ai's own images asks for; the account's key goes nowhere.
-        return Outfit({"WEB_PASSWORD": token.get_secret_value()}, onstart_of(setup))
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Does a call that blocks; where this is cancelled it is told to stop, and waited for: it may hold a box."""
@@ -324,6 +319,7 @@ class Rental:
         if use := self._uses.get(record.host_name):
             use.until = time.time()
         tell(f"host {record.host_name} is given back: {reason}", logging.INFO)
+        await asyncio.to_thread(self._outfitter.forget, record.lease)
         await forget_host(record.host_name)
 
 
@@ -371,6 +367,7 @@ async def renting(fleet: Fleet, store: Store) -> AsyncIterator[Rental]:
         rental = Rental(fleet, store, client, str(runtime.flow_run.id or ""), locks)
         is_lost = asyncio.Event()
         watch = asyncio.create_task(_watch(rental, locks, is_lost))
+        touches = asyncio.create_task(rental.keep_alive())
         try:
             async with ended_by(is_lost):
                 yield rental
@@ -389,6 +386,7 @@ async def renting(fleet: Fleet, store: Store) -> AsyncIterator[Rental]:
             await rental.give_back("its run is done", keep=True)
         finally:
             watch.cancel()
+            touches.cancel()
 
 
 async def _watch(rental: Rental, locks: Locks, is_lost: asyncio.Event) -> None:

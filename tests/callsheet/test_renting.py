@@ -174,11 +174,18 @@ def test_an_image_that_is_not_there_is_not_tried_on_every_machine(vast: Vast, re
     assert (len(vast.boxes), vast.billable()) == (1, [])
 
 
-def test_what_the_engine_says_ends_the_wait(vast: Vast, renter: Any) -> None:
+def test_what_the_engine_says_ends_the_wait_and_the_box_s_last_lines_are_kept(
+    vast: Vast, renter: Any, tmp_path: Path, book: HostBook
+) -> None:
     vast.offer()
+    vast.log = "loading\nGET https://bucket/x.gguf?X-Amz-Signature=5ecret&x=1\nout of memory\n"
     with pytest.raises(HostFault, match="the model is not there"):
         renter(attempts=1).rent(1.0, lambda record, box: "the model is not there")
     assert vast.billable() == []
+    (kept,) = records(book)
+    log = (tmp_path / f"hosts/{kept.lease}.log").read_text()
+    assert "out of memory" in log
+    assert "5ecret" not in log
 
 
 @pytest.mark.slow
