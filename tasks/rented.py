@@ -2,7 +2,7 @@
 
     async with renting(fleet, store) as rental:
         plan.fleet = await rental.acquire(hours, probe)     # the fleet with hosts that answer
-        ...                                                 # rental.token(host), rental.cost(), rental.check(host)
+        ...                                                 # rental.tokens, rental.cost(), rental.check(host)
         await rental.give_back("its work is done")          # also at the end of the block, however it ends
 
 Three things give a host back, each by itself: this module, the reaper (`flows.reap`), and the host's own dead-man's
@@ -35,7 +35,7 @@ from callsheet.renting import RentedHost, Renter
 from callsheet.store import Store
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
-from callsheet.vastai_answers import Instance
+from callsheet.vastai_answers import Instance, VastError
 from tasks.locks import POLL_SECONDS, Lease, Locks, ended_by, held
 from tasks.outfit import Outfitter, ask_agent, touch
 from tasks.readiness import Probe
@@ -91,19 +91,15 @@ class Rental:
         self._locks = locks
         self._leases: dict[str, Lease] = {}
         self._uses: dict[str, Use] = {}
+        self._ordered: set[str] = set()
         self._failed: dict[str, float] = {}
         self._stop = threading.Event()
 
     # What lanes ask ------------------------------------------------------------------------------
 
-    def token(self, host: str) -> SecretStr | None:
-        """What the engines of a rented host ask for; None where the host is not one of this run's."""
-        use = self._uses.get(host)
-        return self._client.token(use.record.lease) if use else None
-
     @property
     def tokens(self) -> dict[str, SecretStr]:
-        """The same of every host, by name."""
+        """What the engines of each host ask for, by its name."""
         return {name: self._client.token(use.record.lease) for name, use in self._uses.items()}
 
     def cost(self) -> dict[str, float]:
@@ -171,15 +167,18 @@ class Rental:
 
     async def _enter(self, record: HostRecord) -> bool:
         """Is one of those who use a host, so that nobody gives it back; False where somebody does just now."""
-        lease = await self._locks.take_now(use_limit(record.host_name), of=USERS)
-        if lease is None:
-            return False
-        self._leases[record.host_name] = lease
-        kept = await asyncio.to_thread(self._book.read, record.lease)
-        if kept is None or kept.is_over:
-            await self._leave(record.host_name)
-            return False
-        return True
+        while True:
+            lease = await self._locks.take_now(use_limit(record.host_name), of=USERS)
+            if lease is not None:
+                self._leases[record.host_name] = lease
+            kept = await asyncio.to_thread(self._book.read, record.lease)
+            if kept is None or kept.is_over:
+                await self._leave(record.host_name)
+                return False
+            if lease is not None:
+                return True
+            # The server is away, or somebody thinks of giving it back.
+            await asyncio.sleep(scaled(POLL_SECONDS))
 
     async def _leave(self, host: str) -> None:
         if lease := self._leases.pop(host, None):
@@ -214,8 +213,9 @@ class Rental:
     async def _order(self, hours: float) -> HostRecord:
         waits = "another run rents a host; waits for it"
         async with held(CREATE_LIMIT, waits, fenced=False):
-            mine = {use.record.lease for use in self._uses.values()}
-            return await self._in_thread(lambda: self._renter().order(hours, mine))
+            record = await self._in_thread(lambda: self._renter().order(hours, self._ordered))
+            self._ordered.add(record.lease)
+            return record
 
     async def _ask(self, found: RentedHost, probe: Probe) -> bool | str:
         host = rented_host(self._pattern, found.record, found.box)
@@ -233,11 +233,15 @@ class Rental:
         return host
 
     async def keep_alive(self) -> None:
-        """Renews the leases of this run's hosts until it is cancelled: without it they would think that it died."""
+        """Tells this run's hosts and the server that it is there, until it is cancelled: else they would think that it died."""
         while True:
             await asyncio.sleep(scaled(TOUCH_SECONDS))
             uses = [use for use in self._uses.values() if use.until is None]
             await asyncio.gather(*(touch(use.box, self._client.token(use.record.lease)) for use in uses))
+            for host, lease in list(self._leases.items()):
+                # A server that was restarted may have forgotten it.
+                if lease.lost and (again := await self._locks.take_now(use_limit(host), of=USERS)):
+                    self._leases[host] = again
 
     def _renter(self) -> Renter:
         log = run_logger()
@@ -293,21 +297,31 @@ class Rental:
                 tell(f"host {record.host_name} is left to the reaper: {reason_of(fault)}")
 
     async def _to_give_back(self, *, keep: bool) -> list[HostRecord]:
+        now = time.time()
         used = {use.record.lease: use.record for use in self._uses.values() if use.until is None}
+        for use in self._uses.values():
+            use.until = use.until or now
+        account: int | None = None
         try:
             records = (await asyncio.to_thread(self._book.hosts)).records
+            account = await asyncio.to_thread(self._client.account)
+        except VastError as fault:
+            tell(f"whose hosts others left is not known: {reason_of(fault)}")
         except StoreFault as fault:
             tell(f"the records of hosts are not known: {reason_of(fault)}")
             records = used
+
+        def is_left(record: HostRecord) -> bool:
+            """Whether nobody keeps it: its run left it to another, which may be dead."""
+            is_ours = record.fleet == self._rules.name and record.account == account
+            return is_ours and record.state == "ready" and not record.keep_seconds
+
         mine = [
             record
             for record in records.values()
-            if record.state != "ended" and (record.lease in used or record.owner == self._owner)
+            if record.state != "ended"
+            and (record.lease in used or record.owner == self._owner or is_left(record))
         ]
-        now = time.time()
-        for record in mine:
-            if keep and record.state == "ready" and record.host_name in self._uses:
-                self._uses[record.host_name].until = now
         return [record for record in mine if not (keep and record.state == "ready")]
 
     async def _give_back(self, record: HostRecord, reason: str, seconds: float) -> None:

@@ -24,7 +24,7 @@ from flows.produce import give_hosts_back, produce
 from flows.provision import ProvisionParameters, provision
 from flows.reap import ReapParameters, reap
 from tasks.locks import read_limits
-from tests.callsheet.test_hosts import records
+from tests.callsheet.test_hosts import record, records
 from tests.fakes.rented_box import Boxes
 from tests.fakes.vast import KEY, Vast
 
@@ -127,10 +127,10 @@ async def test_a_batch_rents_what_it_needs_and_gives_it_back(
     summary = await mine.run(LINE, PICTURE)
     assert (summary.done, summary.failed, summary.needs_review) == (2, [], 0)
     (box,) = vast.boxes.values()
-    (record,) = mine.records
+    (kept,) = mine.records
     assert vast.billable() == []
-    assert (record.state, record.instance, record.reason) == ("ended", box.id, "its work is done")
-    assert record.owner == str(mine.state.state_details.flow_run_id)
+    assert (kept.state, kept.instance, kept.reason) == ("ended", box.id, "its work is done")
+    assert kept.owner == str(mine.state.state_details.flow_run_id)
     portal = boxes.portals[box.id]
     assert (portal.passed > 5, portal.refused) == (True, 0), "every request had the lease's token"
     assert KEY not in str(box.order), "the account's key goes nowhere"
@@ -143,7 +143,7 @@ async def test_a_batch_rents_what_it_needs_and_gives_it_back(
     assert await limits() == set()
     # What it cost: from the order on, and more than the seconds that its engines worked.
     (host,) = mine.manifest.hosts
-    assert (host.host, host.cost) == (record.host_name, pytest.approx(summary.cost, rel=0.01))
+    assert (host.host, host.cost) == (kept.host_name, pytest.approx(summary.cost, rel=0.01))
     totals = mine.manifest.totals
     assert totals.paid == pytest.approx(summary.cost)
     assert totals.paid > totals.spent > 0
@@ -167,13 +167,13 @@ async def test_a_host_that_is_kept_is_used_again_and_given_back_when_nobody_does
     store = str(mine.store)
     state: Any = await reap(ReapParameters(store=store), return_state=True)
     assert state.is_completed(), state.message
-    (record,) = mine.records
-    assert (record.state, record.idle_since is not None) == ("ready", True)
+    (kept,) = mine.records
+    assert (kept.state, kept.idle_since is not None) == ("ready", True)
     # Its rules keep it for twenty minutes.
-    mine.book.change(record.lease, ("ready",), idle_since=time.time() - 19 * 60)
+    mine.book.change(kept.lease, ("ready",), idle_since=time.time() - 19 * 60)
     await reap(ReapParameters(store=store), return_state=True)
     assert vast.billable() == [box]
-    mine.book.change(record.lease, ("ready",), idle_since=time.time() - 21 * 60)
+    mine.book.change(kept.lease, ("ready",), idle_since=time.time() - 21 * 60)
     state = await reap(ReapParameters(store=store), return_state=True)
     assert state.message == "0 hosts kept, 1 destroyed, 0 not ours"
     assert vast.billable() == []
@@ -308,6 +308,20 @@ async def test_the_hook_of_a_run_that_died_gives_its_hosts_back_and_no_others(
     )
     await give_hosts_back(produce, run, mine.state)
     assert [box.id for box in vast.billable()] == [other.instance]
+
+
+async def test_a_host_that_a_dead_run_left_is_given_back_by_the_next_that_ends(
+    studio: Callable[..., Studio], vast: Vast, boxes: Boxes
+) -> None:
+    """Its own run had left it to another, and that one died."""
+    vast.offer()
+    vast.offer()
+    mine = studio("max_hosts = 2")
+    label = HostLabel.new("studio", mine.book.id(), vast.now, 12 * 3600)
+    box = vast.made(vast.offer(), {"label": str(label), "disk": 80})
+    mine.book.write(record(label, state="ready", instance=box.id, owner="long gone"))
+    assert (await mine.run(LINE)).done == 1
+    assert vast.billable() == []
 
 
 async def test_lanes_leave_a_host_that_is_being_given_back(
