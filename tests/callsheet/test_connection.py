@@ -347,6 +347,7 @@ async def test_a_name_that_is_not_known_is_told(monkeypatch: pytest.MonkeyPatch)
     assert "the name four-words.invalid was not found" in found.reason
 
 
+@pytest.mark.slow
 async def test_a_machine_that_takes_no_connection_is_told_from_one_that_takes_it_and_is_silent() -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(StandIn())  # waits for the end of a head; what TLS begins with has none
@@ -531,6 +532,7 @@ def test_the_last_line_is_json_and_the_token_is_in_no_line(workflows: dict[str, 
     assert TOKEN not in right.stdout + right.stderr + wrong.stdout + wrong.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["http://box:8188/?token=hunter2"], ["http://box:8188", "--token-env", "hunter2"]],

@@ -68,6 +68,7 @@ def test_what_is_over_goes_and_what_is_not_stays(vast: Vast, reap: Run, tmp_path
     assert KEY not in dry.stdout + dry.stderr + told.stdout + told.stderr
 
 
+@pytest.mark.slow
 def test_what_could_not_be_destroyed_has_an_exit_code(vast: Vast, reap: Run) -> None:
     box = vast.made(vast.offer(), {"label": str(HostLabel.new("studio", "5e77ab01", vast.now, 60))})
     vast.advance(3600)
@@ -91,6 +92,7 @@ def test_records_that_cannot_be_read_have_an_exit_code(vast: Vast, reap: Run, tm
     )
 
 
+@pytest.mark.slow
 def test_an_account_that_cannot_be_read_has_an_exit_code(vast: Vast, reap: Run) -> None:
     wrong = reap(key="wrong-key")
     assert (wrong.returncode, "Nothing was looked at" in wrong.stderr) == (1, True)
@@ -114,6 +116,7 @@ revision = "x"
 """
 
 
+@pytest.mark.slow
 def test_what_is_rented_is_listed_with_what_it_costs(vast: Vast, tmp_path: Path, reap: Run) -> None:
     (tmp_path / "fleet.toml").write_text(FLEET)
     options = ("--fleet", str(tmp_path / "fleet.toml"), "--store", str(tmp_path / "out"))

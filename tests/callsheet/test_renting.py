@@ -104,6 +104,7 @@ def test_an_offer_that_is_gone_gives_way_to_the_next(vast: Vast, renter: Any, fa
     assert len(vast.boxes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     ["committed, then hangs", "committed, then resets", "committed, then 502", "committed, without id"],

@@ -139,6 +139,7 @@ def test_an_offer_that_is_gone_is_told_in_all_its_shapes(
     assert vast.billable() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     ["committed, then hangs", "committed, then resets", "committed, then 502", "committed, then html",
@@ -209,6 +210,7 @@ def test_rows_with_nulls_are_rows() -> None:
     assert (box.id, box.label, box.ports, box.address, box.per_hour) == (7, "", {}, "1.2.3.4", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["not taken on", "500", "resets", "429 header", "html"])
 def test_a_destroy_is_asked_for_until_it_is_taken_on(
     vast: Vast, account: VastClient, offer: Offer, fault: Fault

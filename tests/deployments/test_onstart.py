@@ -375,12 +375,14 @@ def test_work_in_a_queue_renews_the_lease_until_the_queue_is_empty(
     until(lambda: any_box.is_destroyed)
 
 
+@pytest.mark.slow
 def test_work_in_a_queue_does_not_put_the_end_off(box: Box, files: Files) -> None:
     files.put("/queue", BUSY.encode())
     box.start(ends=time.time() - 5, queues=(f"{files.url}/queue",))
     until(lambda: box.is_destroyed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -400,6 +402,7 @@ def test_a_box_asks_to_be_destroyed_until_it_is_gone(any_box: Box, faults: tuple
     assert taken_on == (0 if "committed, then resets" in faults else 1)
 
 
+@pytest.mark.slow
 def test_what_is_being_given_back_is_not_kept_by_a_lease_renewed_too_late(box: Box) -> None:
     for _ in range(8):
         box.vast.fail("destroy", "not taken on")
@@ -411,6 +414,7 @@ def test_what_is_being_given_back_is_not_kept_by_a_lease_renewed_too_late(box: B
     until(lambda: box.is_destroyed)
 
 
+@pytest.mark.slow
 def test_a_reboot_does_not_put_the_end_off(any_box: Box) -> None:
     ends = int(time.time()) + 2
     any_box.start(ends=ends)
@@ -421,6 +425,7 @@ def test_a_reboot_does_not_put_the_end_off(any_box: Box) -> None:
     assert text_of(any_box.home / "ends") == f"{ends}\n"
 
 
+@pytest.mark.slow
 def test_a_reboot_may_bring_the_end_nearer(box: Box) -> None:
     box.start()
     until(lambda: text_of(box.home / "ends"))
@@ -429,6 +434,7 @@ def test_a_reboot_may_bring_the_end_nearer(box: Box) -> None:
     until(lambda: box.is_destroyed)
 
 
+@pytest.mark.slow
 def test_a_reboot_does_not_renew_the_lease(any_box: Box, files: Files) -> None:
     files.put("/queue", IDLE.encode())
     queues = (f"{files.url}/queue",)
@@ -442,6 +448,7 @@ def test_a_reboot_does_not_renew_the_lease(any_box: Box, files: Files) -> None:
     assert any_box.renewed == aged
 
 
+@pytest.mark.slow
 def test_a_second_start_starts_no_second_switch_and_no_second_agent(any_box: Box, files: Files) -> None:
     more = {"agent_url": files.put("/agent", agent_content()), "agent_sha256": agent_sha256()}
     environ = {"CALLSHEET_TICK": "30"}  # its processes stay the same meanwhile
@@ -455,6 +462,7 @@ def test_a_second_start_starts_no_second_switch_and_no_second_agent(any_box: Box
     assert any_box.state == "ready"
 
 
+@pytest.mark.slow
 def test_a_switch_that_was_killed_is_replaced_by_the_next_start(any_box: Box) -> None:
     environ = {"CALLSHEET_TICK": "30"}
     any_box.start(environ)
@@ -468,6 +476,7 @@ def test_a_switch_that_was_killed_is_replaced_by_the_next_start(any_box: Box) ->
     until(lambda: any_box.is_destroyed)
 
 
+@pytest.mark.slow
 def test_a_switch_is_not_ended_by_the_signals_that_end_other_programs(box: Box) -> None:
     box.start()
     until(lambda: box.pids("0.1"))
@@ -479,6 +488,7 @@ def test_a_switch_is_not_ended_by_the_signals_that_end_other_programs(box: Box) 
     assert box.switches() == {switch}
 
 
+@pytest.mark.slow
 def test_a_switch_whose_sleep_is_ended_goes_on(box: Box) -> None:
     box.start({"CALLSHEET_TICK": "29"})
     (sleep,) = until(lambda: box.pids("29"))
@@ -486,6 +496,7 @@ def test_a_switch_whose_sleep_is_ended_goes_on(box: Box) -> None:
     until(lambda: box.pids("30"))
 
 
+@pytest.mark.slow
 def test_a_lease_that_somebody_deleted_is_not_one_that_ran_out(box: Box, files: Files) -> None:
     files.put("/queue", IDLE.encode())
     box.start(queues=(f"{files.url}/queue",))
@@ -496,12 +507,14 @@ def test_a_lease_that_somebody_deleted_is_not_one_that_ran_out(box: Box, files: 
     assert not box.destroys
 
 
+@pytest.mark.slow
 def test_a_box_whose_folder_cannot_be_made_still_goes_at_its_end(any_box: Box) -> None:
     any_box.home.write_text("a file where the folder should be")
     any_box.start(ends=time.time() + 1)
     until(lambda: any_box.is_destroyed)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_end_that_was_spoilt_is_not_believed(box: Box) -> None:
     box.home.mkdir()
     (box.home / "ends").write_text("")
@@ -512,6 +525,7 @@ def test_a_file_of_the_end_that_was_spoilt_is_not_believed(box: Box) -> None:
     assert text_of(box.home / "ends") == f"{ends}\n"
 
 
+@pytest.mark.slow
 def test_the_engines_take_the_place_of_the_script_and_know_no_secret(box: Box) -> None:
     done = box.start(
         start='echo "engine $$ in $CALLSHEET_HOME: $CALLSHEET_MODELS_ROOT"; env; exit 7',
@@ -526,6 +540,7 @@ def test_the_engines_take_the_place_of_the_script_and_know_no_secret(box: Box) -
 # --- the agent as the script fetches it ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_agent_is_fetched_through_faults_and_started(any_box: Box, files: Files) -> None:
     url = files.put("/agent", agent_content(), "502", "cut")
     any_box.start(agent_url=url, agent_sha256=agent_sha256(), touch_port=any_box.port)
@@ -533,6 +548,7 @@ def test_the_agent_is_fetched_through_faults_and_started(any_box: Box, files: Fi
     assert until(lambda: any_box.state) == "ready"
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_there_needs_no_fetching_after_a_reboot(box: Box, files: Files) -> None:
     url = files.put("/agent", agent_content())
     box.start(agent_url=url, agent_sha256=agent_sha256(), touch_port=box.port)
@@ -551,6 +567,7 @@ def test_an_agent_with_a_wrong_hash_is_never_run(any_box: Box, files: Files) -> 
     assert not list(any_box.folder.rglob("ran"))
 
 
+@pytest.mark.slow
 def test_the_switch_works_where_the_agent_cannot_be_fetched(box: Box, files: Files) -> None:
     box.start(agent_url=f"{files.url}/nothing", agent_sha256=agent_sha256())
     until(lambda: box.state == "failed: the agent could not be fetched")
@@ -559,6 +576,7 @@ def test_the_switch_works_where_the_agent_cannot_be_fetched(box: Box, files: Fil
     until(lambda: box.is_destroyed)
 
 
+@pytest.mark.slow
 def test_an_agent_that_crashes_is_told_of(box: Box, files: Files) -> None:
     crashing = b"raise SystemExit(3)"
     url = files.put("/agent", crashing)
@@ -566,6 +584,7 @@ def test_an_agent_that_crashes_is_told_of(box: Box, files: Files) -> None:
     until(lambda: box.state == "failed: the agent ended with 3")
 
 
+@pytest.mark.slow
 def test_a_state_of_before_a_reboot_is_not_told_as_one_of_now(box: Box) -> None:
     box.home.mkdir()
     (box.home / "state").write_text("ready\n")
@@ -602,6 +621,7 @@ def test_a_touch_renews_the_lease_and_a_wrong_token_does_not(box: Box) -> None:
         assert box.ask(method, path).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_touch_of_a_box_that_goes_is_refused(box: Box) -> None:
     box.agent(CALLSHEET_TOUCH_PORT=str(box.port))
     until(box.listens)
@@ -614,6 +634,7 @@ def test_a_touch_of_a_box_that_goes_is_refused(box: Box) -> None:
     assert box.renewed == aged
 
 
+@pytest.mark.slow
 def test_a_renewed_lease_keeps_a_box_and_one_that_is_not_does_not(box: Box, files: Files) -> None:
     url = files.put("/agent", agent_content())
     box.start(agent_url=url, agent_sha256=agent_sha256(), touch_port=box.port)
@@ -628,6 +649,7 @@ def test_a_renewed_lease_keeps_a_box_and_one_that_is_not_does_not(box: Box, file
     until(lambda: box.ask("POST", "/touch").status_code == 409)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_agent_and_its_state_stays(box: Box, files: Files) -> None:
     url = files.put("/agent", agent_content())
     box.start(agent_url=url, agent_sha256=agent_sha256(), touch_port=box.port)
@@ -638,6 +660,7 @@ def test_sigterm_ends_the_agent_and_its_state_stays(box: Box, files: Files) -> N
     assert box.state == "ready"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told(box: Box) -> None:
     with socket.socket() as other:
         other.bind(("", box.port))
@@ -646,11 +669,13 @@ def test_a_port_that_is_taken_is_told(box: Box) -> None:
     assert box.state.startswith(f"failed: port {box.port}")
 
 
+@pytest.mark.slow
 def test_without_a_token_nobody_is_listened_to(box: Box) -> None:
     box.agent(CALLSHEET_TOUCH_PORT=str(box.port), CALLSHEET_TOKEN="").wait(20)
     assert "no token" in box.state
 
 
+@pytest.mark.slow
 def test_a_connection_that_says_nothing_keeps_nobody_else_waiting(box: Box) -> None:
     box.agent(CALLSHEET_TOUCH_PORT=str(box.port))
     until(box.listens)
@@ -675,6 +700,7 @@ def test_models_are_loaded_and_their_folders_made(box: Box, files: Files) -> Non
     assert not list(box.models.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_state_says_how_many_are_there(box: Box, files: Files) -> None:
     url = manifest(files, here=(b"1", ()), quick=(b"2", ()), slow=(content_of(1000), ("hang",)))
     box.models.mkdir()
@@ -684,6 +710,7 @@ def test_a_state_says_how_many_are_there(box: Box, files: Files) -> None:
     assert "downloading 3" not in box.log("agent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "reset", "502"])
 def test_what_was_cut_off_is_gone_on_with(box: Box, files: Files, fault: Fault) -> None:
     content = content_of(400_000)
@@ -695,6 +722,7 @@ def test_what_was_cut_off_is_gone_on_with(box: Box, files: Files, fault: Fault) 
     assert others[-1] == ("300000" if fault == "cut" else "200000")
 
 
+@pytest.mark.slow
 def test_a_server_without_ranges_sends_it_all_again(box: Box, files: Files) -> None:
     content = content_of(400_000)
     assert box.load(manifest(files, model=(content, ("cut", "whole")))) == "ready"
@@ -702,6 +730,7 @@ def test_a_server_without_ranges_sends_it_all_again(box: Box, files: Files) -> N
     assert files.asked("/m/model") == ["", "200000"]
 
 
+@pytest.mark.slow
 def test_a_reboot_goes_on_where_the_download_was(box: Box, files: Files) -> None:
     content = content_of(3_000_000)
     url = manifest(files, model=(content, ("hang",)))
@@ -715,6 +744,7 @@ def test_a_reboot_goes_on_where_the_download_was(box: Box, files: Files) -> None
     assert files.asked("/m/model") == ["", str(had)]
 
 
+@pytest.mark.slow
 def test_a_part_of_another_file_is_not_built_upon(box: Box, files: Files) -> None:
     content = content_of(1000)
     url = manifest(files, longer=(content, ()), same=(content, ()), shorter=(content, ()))
@@ -736,6 +766,7 @@ def test_a_file_with_a_wrong_hash_is_loaded_again_and_never_put_in_place(box: Bo
     assert len(files.asked("/m/bad")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bytes_", "said"), [(999, "more than"), (1001, "416")])
 def test_a_file_of_another_size_is_never_put_in_place(box: Box, files: Files, bytes_: int, said: str) -> None:
     content = content_of(1000)
@@ -746,12 +777,14 @@ def test_a_file_of_another_size_is_never_put_in_place(box: Box, files: Files, by
     assert not (box.models / "model.bin").exists()
 
 
+@pytest.mark.slow
 def test_what_will_not_be_given_is_asked_for_once(box: Box, files: Files) -> None:
     url = manifest(files, model=(b"1", ("403",)))
     assert box.load(url) == "failed: model.bin: the server answered 403"
     assert len(files.asked("/m/model")) == 1
 
 
+@pytest.mark.slow
 def test_files_that_are_there_are_not_loaded_and_not_read_again(box: Box, files: Files) -> None:
     content = content_of(5000)
     url = manifest(files, model=(content, ()), other=(content, ()))
@@ -772,6 +805,7 @@ def test_files_that_are_there_are_not_loaded_and_not_read_again(box: Box, files:
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["../out.bin", "/out.bin", "a/../../out.bin", "a/../out.bin", "", ".", "link/out.bin", "a\0b"]
 )
@@ -786,6 +820,7 @@ def test_a_path_that_leaves_the_models_is_refused(box: Box, files: Files, path: 
     assert not list(box.folder.rglob("out.bin*"))
 
 
+@pytest.mark.slow
 def test_what_signs_an_address_is_cut_off_wherever_it_stands(box: Box, files: Files) -> None:
     rows = [row(f"../out.bin{SIGNED}", files.put("/m/out", b"1"), b"1")]
     state = box.load(files.put("/manifest", json.dumps({"files": rows}).encode()))
@@ -793,6 +828,7 @@ def test_what_signs_an_address_is_cut_off_wherever_it_stands(box: Box, files: Fi
     assert "X-Amz" not in state + box.log("agent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -810,12 +846,14 @@ def test_a_manifest_that_is_none_is_told(box: Box, files: Files, content: bytes)
     assert "secret" not in state + box.log("agent")
 
 
+@pytest.mark.slow
 def test_a_manifest_is_asked_for_again(box: Box, files: Files) -> None:
     url = manifest(files, model=(b"1", ()))
     files.faults["/manifest"] = ["502", "reset", "cut"]
     assert box.load(url) == "ready"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_told_before_anything_is_loaded(box: Box, files: Files) -> None:
     big = row("big.bin", files.put("/m/big", b"1"), b"1") | {"bytes": 10**18}
     state = box.load(files.put("/manifest", json.dumps({"files": [big]}).encode()))
@@ -825,12 +863,14 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_loaded(box: Box, fi
     assert not files.asked("/m/big")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_told(box: Box, files: Files) -> None:
     url = manifest(files, model=(content_of(300_000), ()))
     assert box.load(url, before="ulimit -f 100;").startswith("failed: model.bin: the disk is full")
     assert len(files.asked("/m/model")) == 1
 
 
+@pytest.mark.slow
 def test_the_agent_needs_nothing_but_python_3_10() -> None:
     tree = ast.parse(AGENT.read_text("utf-8"), feature_version=(3, 10))
     names = {
@@ -916,6 +956,7 @@ def full_setup(signature: int = 600, **more: Any) -> HostSetup:
     return HostSetup(**standard | more)
 
 
+@pytest.mark.slow
 def test_an_onstart_with_everything_fits_into_what_vast_ai_takes() -> None:
     text = onstart_of(full_setup())
     assert len(text) <= 4096
@@ -923,6 +964,7 @@ def test_an_onstart_with_everything_fits_into_what_vast_ai_takes() -> None:
     assert "VAST_URL=" not in text
 
 
+@pytest.mark.slow
 def test_an_onstart_that_is_too_long_is_refused_with_both_numbers() -> None:
     with pytest.raises(
         BadInput, match=r"has 5,\d{3} characters, 3,\d{3} of them settings; vast.ai takes 4,096"
@@ -930,6 +972,7 @@ def test_an_onstart_that_is_too_long_is_refused_with_both_numbers() -> None:
         onstart_of(full_setup(1500))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -956,6 +999,7 @@ def test_a_setup_with_which_a_box_would_not_work_is_refused(name: str, value: An
         full_setup(**{name: value})
 
 
+@pytest.mark.slow
 def test_neither_a_setup_nor_a_refusal_shows_what_is_secret() -> None:
     shown = repr(full_setup())
     assert "X-Amz" not in shown

@@ -154,6 +154,7 @@ async def test_a_batch_rents_what_it_needs_and_gives_it_back(
     assert [shot.cost_loaded for shot in mine.manifest.shots] == [shot.cost_loaded for shot in shots]
 
 
+@pytest.mark.slow
 async def test_a_host_that_is_kept_is_used_again_and_given_back_when_nobody_does(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ async def test_a_host_that_is_kept_is_used_again_and_given_back_when_nobody_does
     assert await limits() == set()
 
 
+@pytest.mark.slow
 async def test_hosts_that_are_ready_before_the_batch_are_used_by_it(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -219,6 +221,7 @@ async def test_two_runs_at_once_share_a_host_and_the_last_gives_it_back(
     assert vast.billable() == []
 
 
+@pytest.mark.slow
 async def test_a_box_that_never_answers_goes_and_the_next_offer_is_taken(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -232,6 +235,7 @@ async def test_a_box_that_never_answers_goes_and_the_next_offer_is_taken(
     assert len(mine.manifest.hosts) == 2, "what did not come up costs, too"
 
 
+@pytest.mark.slow
 async def test_a_token_that_is_refused_is_told_and_not_waited_for(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -264,6 +268,7 @@ async def test_nothing_is_rented_that_cannot_be_paid_for(
     assert "shards" in str(refused)
 
 
+@pytest.mark.slow
 async def test_at_the_cap_hosts_are_given_back_though_they_are_kept(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -292,6 +297,7 @@ async def test_a_run_that_is_cancelled_while_it_waits_for_its_host_gives_it_back
     assert mine.records[0].state == "ended"
 
 
+@pytest.mark.slow
 async def test_the_hook_of_a_run_that_died_gives_its_hosts_back_and_no_others(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -310,6 +316,7 @@ async def test_the_hook_of_a_run_that_died_gives_its_hosts_back_and_no_others(
     assert [box.id for box in vast.billable()] == [other.instance]
 
 
+@pytest.mark.slow
 async def test_a_host_that_a_dead_run_left_is_given_back_by_the_next_that_ends(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -324,6 +331,7 @@ async def test_a_host_that_a_dead_run_left_is_given_back_by_the_next_that_ends(
     assert vast.billable() == []
 
 
+@pytest.mark.slow
 async def test_lanes_leave_a_host_that_is_being_given_back(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes
 ) -> None:
@@ -352,6 +360,7 @@ def test_a_portal_asks_for_its_token(vast: Vast, boxes: Boxes) -> None:
     assert httpx.get(f"http://127.0.0.1:{port}/system_stats", headers=headers).status_code == 200
 
 
+@pytest.mark.slow
 async def test_the_sweep_is_scheduled_from_the_command_line(prefect_api: str, tmp_path: Path) -> None:
     httpx.post(f"{prefect_api}/api/work_pools/", json={"name": "sweepers", "type": "process"})
     command = [Path(sys.executable).parent / "callsheet", "reap", "--work-pool", "sweepers"]

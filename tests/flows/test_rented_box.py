@@ -139,6 +139,7 @@ def make(write_script: Callable[..., Path], tmp_path: Path) -> Callable[..., Any
     return run
 
 
+@pytest.mark.slow
 async def test_a_box_loads_its_models_from_the_bucket_before_it_is_ready(
     vast: Vast, boxes: StartedBoxes, bucket: Any, make: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ async def test_a_box_loads_its_models_from_the_bucket_before_it_is_ready(
     assert not any("models-" in entry["Key"] for entry in listed), "its signed addresses went with it"
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_not_what_it_should_be_costs_the_box_and_is_told(
     vast: Vast,
     boxes: StartedBoxes,
