@@ -102,6 +102,7 @@ class HostRecord(BaseModel):
         max_per_hour: the most that it may cost, in $ per hour with its disk.
         price: what it costs, as its offer said.
         owner: the flow run that ordered it.
+        server: the Prefect server that knows who uses it: runs of another one cannot tell.
         engines: what it serves.
         booting_until: until when somebody waits for it to answer; renewed while it boots.
         idle_since: since when no run has used it.
@@ -131,6 +132,7 @@ class HostRecord(BaseModel):
     offer: int
     machine: int
     owner: str = ""
+    server: str = ""
     engines: tuple[RecordedEngine, ...] = ()
     instance: int | None = None
     booting_until: float = 0.0

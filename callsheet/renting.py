@@ -87,13 +87,18 @@ class Renter:
         outfit: Callable[[HostLabel], Outfit] = lambda label: Outfit(),
         more_ports: tuple[int, ...] = (),
         owner: str = "",
+        server: str = "",
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``more_ports`` are reached from outside besides those of its ``engines``; ``owner`` is who orders."""
+        """``more_ports`` are reached from outside besides those of its ``engines``; ``owner`` is who orders.
+
+        Hosts are shared with those alone who have the same ``server``.
+        """
         self._client, self._book, self._rules = client, book, rules
         self._engines, self._outfit, self._owner = engines, outfit, owner
+        self._server = server
         self._ports = (*(engine.port for engine in engines), *more_ports)
         self._now, self._sleep, self._warn = now, sleep, warn
         self._known_account: int | None = None
@@ -112,6 +117,7 @@ class Renter:
             lasts = record.ends - self._now() > 3600
             if (
                 record.state == "ready"
+                and record.server == self._server
                 and record.lease not in but
                 and lasts
                 and box
@@ -155,8 +161,9 @@ class Renter:
             try:
                 record = self._order(hours)
             except Budget:
-                if booting:
-                    return booting[0]
+                shared = [record for record in booting if record.server == self._server]
+                if shared:
+                    return shared[0]
                 raise
             if record is not None:
                 return record
@@ -267,6 +274,7 @@ class Renter:
             deadline=now + rules.boot_minutes * 60,
             max_per_hour=rules.max_per_hour,
             owner=self._owner,
+            server=self._server,
             engines=self._engines,
             keep_seconds=rules.keep_minutes * 60,
             booting_until=now + CLAIM_SECONDS,
@@ -414,6 +422,9 @@ class Renter:
         if isinstance(outcome, NotYet):
             reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
             reason += f": {outcome}" if outcome else ""
+        if self._change(record, "booting", reason=reason, failed_boot=True) is None:
+            # Another one who waits for it found that it answers, and may be at work there by now.
+            return self._ready(record, self._client.instance(record.instance or 0))
         self._keep_log(record)
         self._give_up(record, reason)
         if any(text in reason.lower() for text in _BAD_IMAGE):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -33,6 +33,7 @@ from callsheet.plan import ASSEMBLY, Plan
 from callsheet.resume import find_takes, run_name
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
+from callsheet.takes import Sidecar
 from flows.render import deploy_render
 from tasks.locks import held
 from tasks.making import make_takes
@@ -151,18 +152,23 @@ async def _hosts_for(
             plan.fleet = await rental.acquire(plan.host_hours(missing), Probe.of(plan, missing))
         else:
             plan.fleet = plan.fleet.with_hosts(())
-        batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
+        # The same batch with other lanes: what is done was asked for a while ago, and hosts cost by now.
+        batch = _batch(parameters, plan, batch.found)
         batch.hosts_cost = rental.cost
         yield batch, rental
 
 
 def _open_batch(parameters: ProduceParameters, plan: Plan, store: Store) -> Batch:
     """The batch with the takes that are there."""
+    return _batch(parameters, plan, find_takes(plan, store, parameters.batch_name))
+
+
+def _batch(parameters: ProduceParameters, plan: Plan, found: Mapping[str, Sidecar]) -> Batch:
     return Batch(
         name=parameters.batch_name,
         plan=plan,
         lanes=list(plan.fleet.lanes()),
-        found=find_takes(plan, store, parameters.batch_name),
+        found=found,
         retakes=parameters.retakes,
         max_cost=parameters.max_cost,
     )

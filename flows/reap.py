@@ -62,7 +62,7 @@ async def reap(parameters: ReapParameters) -> State[Any]:
         book = HostBook(await open_store(parameters.store))
         if not parameters.dry_run:
             boxes = {box.id: box for box in await asyncio.to_thread(client.instances)}
-            await drain_idle(book, client, boxes, time.time())
+            await drain_idle(book, client, boxes, time.time(), parameters.fleet)
         reaper = Reaper(client, book, fleet=parameters.fleet, at_most=parameters.at_most)
         sweep = await asyncio.to_thread(reaper.sweep, dry_run=parameters.dry_run)
     except CallsheetError as error:

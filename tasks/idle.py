@@ -20,7 +20,7 @@ from callsheet.limits import use_limit
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Instance
 from tasks.locks import Locks, read_limits
-from tasks.rented import alone_with, forget_host
+from tasks.rented import alone_with, forget_host, server_id
 from tasks.watching import tell
 
 #: A host is left alone at least so long: between its boot and its run, a minute may pass in which nobody is seen to use it.
@@ -29,7 +29,7 @@ _ASK_SECONDS = 10.0
 
 
 async def drain_idle(
-    book: HostBook, client: VastClient, boxes: Mapping[int, Instance], now: float
+    book: HostBook, client: VastClient, boxes: Mapping[int, Instance], now: float, fleet: str = ""
 ) -> list[HostRecord]:
     """Drains the hosts that were idle for as long as their rules keep them. Returns their records as they are then."""
     drained = []
@@ -41,7 +41,10 @@ async def drain_idle(
         return []
     for record in records.values():
         box = boxes.get(record.instance or 0)
-        if record.state != "ready" or box is None:
+        # Who uses the hosts of another server is not known here.
+        if record.state != "ready" or box is None or record.server != server_id():
+            continue
+        if fleet not in ("", record.fleet):
             continue
         try:
             in_use = record.host_name in used or await _works(record, box, client)
@@ -51,8 +54,8 @@ async def drain_idle(
                     await asyncio.to_thread(book.change_as_seen, record, idle_since=since)
             elif now - record.idle_since >= max(LEAST_SECONDS, record.keep_seconds):
                 drained += await _drain(book, record, now)
-        except StoreFault as fault:
-            tell(f"host {record.host_name}: {fault}")
+        except (httpx.HTTPError, TimeoutError, StoreFault) as fault:
+            tell(f"host {record.host_name}: {reason_of(fault)}")
     return drained
 
 

@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
+import os
+import platform
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from blocks.vast import open_account
@@ -31,7 +37,7 @@ from callsheet.errors import Budget, CallsheetError, HostFault, StoreFault, reas
 from callsheet.fleet import Fleet, Host
 from callsheet.hosts import HostBook, HostRecord, RecordedEngine, rented_host
 from callsheet.limits import USERS, host_limits, use_limit
-from callsheet.renting import RentedHost, Renter
+from callsheet.renting import NotYet, RentedHost, Renter
 from callsheet.store import Store
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
@@ -46,6 +52,8 @@ from tasks.watching import run_logger, tell
 CREATE_LIMIT = "vast-create"
 #: How often a run tells its hosts that it is there; they wait for `lease_minutes`, at least five.
 TOUCH_SECONDS = 60.0
+#: The longest that a host may take to show that it is ready, each time that it is asked.
+PROBE_SECONDS = 300.0
 #: How long the slot of a run that was killed keeps a host from being given back; with room.
 BUSY_SECONDS = 75.0
 #: A server that is away for so long takes the run's hosts with it.
@@ -94,6 +102,7 @@ class Rental:
         self._ordered: set[str] = set()
         self._failed: dict[str, float] = {}
         self._stop = threading.Event()
+        self._threads = ThreadPoolExecutor(2 * self._rules.max_hosts + 4, thread_name_prefix="renting")
 
     # What lanes ask ------------------------------------------------------------------------------
 
@@ -190,7 +199,11 @@ class Rental:
 
         def answers(record: HostRecord, box: Any) -> bool | str:
             asked = asyncio.run_coroutine_threadsafe(self._ask(RentedHost(record, box), probe), loop)
-            return asked.result()
+            try:
+                return asked.result(timeout=PROBE_SECONDS)
+            except TimeoutError:
+                asked.cancel()
+                return NotYet(f"it did not answer its probe within {PROBE_SECONDS:.0f} s")
 
         tried = []
         for _ in range(self._rules.attempts):
@@ -206,6 +219,10 @@ class Rental:
                     self._failed[record.host_name] = record.cost(time.time())
                 tried.append(str(fault))
                 tell(f"{fault}; takes another offer")
+            except CallsheetError:
+                await self._leave(record.host_name)
+                self._failed[record.host_name] = record.cost(time.time())
+                raise
             else:
                 return self._use(host, is_ours=host.record.owner == self._owner)
         raise HostFault(f"no host of fleet {self._rules.name} came up: {'; '.join(tried)}")
@@ -261,13 +278,16 @@ class Rental:
             outfit=self._outfitter.outfit,
             more_ports=self._outfitter.ports,
             owner=self._owner,
+            server=server_id(),
             sleep=sleep,
             warn=lambda text: log.warning("%s", text),
         )
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Does a call that blocks; where this is cancelled it is told to stop, and waited for: it may hold a box."""
-        work = asyncio.ensure_future(asyncio.to_thread(call))
+        # Threads of its own: a boot holds one for its whole length, and the probe that it waits for needs others.
+        context = contextvars.copy_context()
+        work = asyncio.get_running_loop().run_in_executor(self._threads, context.run, call)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -279,24 +299,30 @@ class Rental:
 
     # Giving back ---------------------------------------------------------------------------------
 
-    async def give_back(self, reason: str, *, keep: bool = False, seconds: float = 0.0) -> None:
+    async def give_back(
+        self, reason: str, *, keep: bool = False, seconds: float = 0.0, server_is_gone: bool = False
+    ) -> None:
         """Gives back every host of this run that no other run uses.
 
         Args:
             keep: whether hosts that are ready are kept for the next run, where the rules keep them.
             seconds: how long others, who may be dead, are waited for.
+            server_is_gone: whether the Prefect server has been away for so long that every run gives up.
         """
         self._stop.clear()
-        if await self._locks.is_there():
+        if not server_is_gone and await self._locks.is_there():
             for host in list(self._leases):
                 await self._leave(host)
-        for record in await self._to_give_back(keep=keep and self._rules.keep_minutes > 0):
+        keep = keep and self._rules.keep_minutes > 0
+        # What others left is waited for by nobody.
+        others = not (server_is_gone or seconds)
+        for record in await self._to_give_back(keep=keep, others=others):
             try:
-                await self._give_back(record, reason, seconds)
+                await self._give_back(record, reason, seconds, server_is_gone=server_is_gone)
             except CallsheetError as fault:
                 tell(f"host {record.host_name} is left to the reaper: {reason_of(fault)}")
 
-    async def _to_give_back(self, *, keep: bool) -> list[HostRecord]:
+    async def _to_give_back(self, *, keep: bool, others: bool) -> list[HostRecord]:
         now = time.time()
         used = {use.record.lease: use.record for use in self._uses.values() if use.until is None}
         for use in self._uses.values():
@@ -314,7 +340,8 @@ class Rental:
         def is_left(record: HostRecord) -> bool:
             """Whether nobody keeps it: its run left it to another, which may be dead."""
             is_ours = record.fleet == self._rules.name and record.account == account
-            return is_ours and record.state == "ready" and not record.keep_seconds
+            is_known = others and record.server == server_id()
+            return is_ours and is_known and record.state == "ready" and not record.keep_seconds
 
         mine = [
             record
@@ -324,8 +351,11 @@ class Rental:
         ]
         return [record for record in mine if not (keep and record.state == "ready")]
 
-    async def _give_back(self, record: HostRecord, reason: str, seconds: float) -> None:
-        async with alone_with(record.host_name, self._locks, seconds) as is_ours:
+    async def _give_back(
+        self, record: HostRecord, reason: str, seconds: float, *, server_is_gone: bool
+    ) -> None:
+        alone = alone_with(record.host_name, self._locks, seconds)
+        async with contextlib.nullcontext(True) if server_is_gone else alone as is_ours:
             if not is_ours:
                 tell(f"host {record.host_name} is used by another run, which gives it back", logging.INFO)
                 return
@@ -341,22 +371,35 @@ class Rental:
 async def alone_with(host: str, locks: Locks, seconds: float = 0.0) -> AsyncIterator[bool]:
     """Holds a host against every run, so that none works on it or begins to; False where another uses it.
 
-    Where no server can be asked nobody can begin through it: True.
+    False, too, where the server does not answer: others may be at work, and go on once it does.
     """
-    # Asked first: Prefect's client asks a server that is away for a minute, one request after the other.
-    if not await locks.is_there():
-        yield True
-        return
     until = time.monotonic() + seconds  # leases of a server know no scale
-    lease = await locks.take_now(use_limit(host), USERS, of=USERS)
-    while lease is None and time.monotonic() < until and await locks.is_there():
+    lease: Lease | None = None
+    while lease is None:
+        # Asked first: Prefect's client asks a server that is away for a minute, one request after the other.
+        if await locks.is_there():
+            lease = await locks.take_now(use_limit(host), USERS, of=USERS)
+        if lease is not None or time.monotonic() >= until:
+            break
         await asyncio.sleep(scaled(POLL_SECONDS))
-        lease = await locks.take_now(use_limit(host), USERS, of=USERS)
     try:
-        yield lease is not None or not await locks.is_there()
+        yield lease is not None
     finally:
         if lease is not None:
             await locks.release(lease)
+
+
+def server_id() -> str:
+    """Which Prefect server knows of this run.
+
+    Our own, which a run brings along, keep their limits in one database for each home of a machine.
+    """
+    url = str(get_current_settings().api.url or "")
+    here = platform.node()
+    if os.environ.get("PREFECT_API_URL"):
+        is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+        return f"{here} {url}" if is_local else url
+    return f"{here} {os.environ.get('CALLSHEET_HOME', '')}"
 
 
 async def forget_host(host: str) -> None:
@@ -414,7 +457,7 @@ async def _watch(rental: Rental, locks: Locks, is_lost: asyncio.Event) -> None:
         if await locks.is_there():
             answered = time.monotonic()
         elif time.monotonic() - answered > scaled(SERVER_SECONDS):
-            await rental.give_back("the Prefect server is gone")
+            await rental.give_back("the Prefect server is gone", server_is_gone=True)
             is_lost.set()
             return
 

@@ -156,6 +156,7 @@ def test_added_workflow_is_read_checked_and_told(tmp_path: Path) -> None:
     assert "unverified" in run("list", "--workflows", folder).stdout
 
 
+@pytest.mark.slow
 def test_workflow_is_replaced_by_force_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text(json.dumps(picture_graph()))

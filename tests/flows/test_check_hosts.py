@@ -84,6 +84,7 @@ def test_a_row_has_a_dash_where_nothing_was_measured() -> None:
     assert (row["models"], row["seconds"], row["well"]) == ("-", "-", "yes")
 
 
+@pytest.mark.slow
 def test_the_command_line_has_the_exit_code_of_the_fleet(
     tmp_path: Path, script_folder: Path, draft_host: str, prefect_api: str
 ) -> None:

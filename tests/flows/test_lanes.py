@@ -134,6 +134,7 @@ async def test_engines_that_do_not_fit_together_work_by_turns_and_never_at_once(
     assert waited["cosyvoice"] > 0.2
 
 
+@pytest.mark.slow
 async def test_engines_that_fit_together_or_hold_their_memory_need_no_turns(
     server: Callable[[], SpeechServer], run: Callable[..., Any]
 ) -> None:

@@ -138,6 +138,7 @@ async def test_host_that_hangs_is_asked_again(
     assert proxy.count("/inference_zero_shot") == CANARY + 2
 
 
+@pytest.mark.slow
 async def test_shot_whose_host_never_answers_well_fails_by_name_and_the_others_are_published(
     studio: Callable[..., Studio], proxy: FaultyProxy
 ) -> None:
@@ -186,6 +187,7 @@ async def test_cut_download_of_a_picture_costs_no_second_prompt(
     assert (proxy.count("/prompt", "POST"), proxy.count("/view")) == (1, 2)
 
 
+@pytest.mark.slow
 async def test_a_result_that_is_slow_to_come_home_does_not_hold_the_lane(
     studio: Callable[..., Studio], proxy: FaultyProxy
 ) -> None:

@@ -247,6 +247,7 @@ async def test_a_work_pool_that_is_not_there_is_named_before_anything_starts(
     assert not speaker.requests
 
 
+@pytest.mark.slow
 async def test_shards_of_a_killed_run_are_cleared_away(
     cut: Callable[..., Plan], store: LocalFolder, fleet: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from flows.produce import give_hosts_back, produce
 from flows.provision import ProvisionParameters, provision
 from flows.reap import ReapParameters, reap
 from tasks.locks import read_limits
+from tasks.rented import server_id
 from tests.callsheet.test_hosts import record, records
 from tests.fakes.rented_box import Boxes
 from tests.fakes.vast import KEY, Vast
@@ -323,12 +324,19 @@ async def test_a_host_that_a_dead_run_left_is_given_back_by_the_next_that_ends(
     """Its own run had left it to another, and that one died."""
     vast.offer()
     vast.offer()
-    mine = studio("max_hosts = 2")
+    mine = studio("max_hosts = 3")
     label = HostLabel.new("studio", mine.book.id(), vast.now, 12 * 3600)
     box = vast.made(vast.offer(), {"label": str(label), "disk": 80})
-    mine.book.write(record(label, state="ready", instance=box.id, owner="long gone"))
+    mine.book.write(record(label, state="ready", instance=box.id, owner="long gone", server=server_id()))
+    # Who uses the hosts of another server is not known here.
+    foreign = HostLabel.new("studio", mine.book.id(), vast.now, 12 * 3600)
+    theirs = vast.made(vast.offer(), {"label": str(foreign), "disk": 80})
+    mine.book.write(record(foreign, state="ready", instance=theirs.id, server="another"))
     assert (await mine.run(LINE)).done == 1
-    assert vast.billable() == []
+    assert vast.billable() == [theirs]
+    mine.book.change(foreign.lease, ("ready",), idle_since=vast.now - 3600)
+    await reap(ReapParameters(store=str(mine.store)), return_state=True)
+    assert vast.billable() == [theirs]
 
 
 @pytest.mark.slow

@@ -170,6 +170,7 @@ async def test_when_every_canary_fails_each_line_says_why(booth: Callable[..., B
     assert "canary failed 3 times: rms_dbfs is" in summary.failed[0].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["empty", "422"])
 async def test_a_host_whose_canary_cannot_be_heard_is_left_out_at_once(
     booth: Callable[..., Booth], fault: Fault
@@ -190,6 +191,7 @@ async def test_a_refusal_is_tried_on_another_host_before_the_line_is_given_up(
     assert (summary.done, summary.failed) == (4, [])
 
 
+@pytest.mark.slow
 async def test_a_retake_whose_lane_fails_is_made_on_a_third_lane(booth: Callable[..., Booth]) -> None:
     mine = booth(hosts=2, slots=2)
     texts = sentences(3)
