@@ -101,7 +101,7 @@ class Locks:
         self._writing = asyncio.Lock()
         self._counting: dict[str, asyncio.Lock] = {}
         self._counted: dict[str, tuple[float, int]] = {}
-        self._orphans: set[asyncio.Task[None]] = set()
+        self._orphans: set[asyncio.Task[Any]] = set()
         run = runtime.flow_run.id
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=UUID(str(run))) if run else None
 
@@ -180,13 +180,15 @@ class Locks:
     async def _pause() -> None:
         await asyncio.sleep(scaled(POLL_SECONDS) * random.uniform(0.7, 1.3))
 
-    async def release(self, lease: Lease) -> None:
-        """Gives the slots back; where the server cannot be told, they end with the lease."""
+    async def release(self, lease: Lease) -> bool:
+        """Gives the slots back; where the server cannot be told, they end with the lease. Returns whether it was told."""
         if lease.renewal is not None:
             lease.renewal.cancel()
         if not lease.lost:
             lease.end()
-            await asyncio.shield(self._kept(self._give_back(lease.id)))
+            told = self._kept(self._give_back(lease.id))
+            return bool(await asyncio.shield(told))
+        return False
 
     @asynccontextmanager
     async def announced(self, name: str) -> AsyncIterator[None]:
@@ -302,10 +304,12 @@ class Locks:
                         await self._tell()
                     return
 
-    async def _give_back(self, lease_id: UUID) -> None:
+    async def _give_back(self, lease_id: UUID) -> bool:
         with contextlib.suppress(httpx.HTTPError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS), self._writing:
                 await self._client.release_concurrency_slots_with_lease(lease_id)
+            return True
+        return False
 
     async def _give_back_what_comes_of(self, request: asyncio.Future[UUID | None]) -> None:
         """Releases what was granted to somebody who did not wait for it."""
@@ -313,8 +317,8 @@ class Locks:
             if lease_id := await request:
                 await self._give_back(lease_id)
 
-    def _kept(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
+    def _kept(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
         self._orphans.add(task)
         task.add_done_callback(self._orphans.discard)
         return task

@@ -56,6 +56,8 @@ TOUCH_SECONDS = 60.0
 PROBE_SECONDS = 300.0
 #: How long the slot of a run that was killed keeps a host from being given back; with room.
 BUSY_SECONDS = 75.0
+#: A server that is busy refuses now and then: asked again for so long before others are thought to have a host.
+BREATH_SECONDS = 5.0
 #: A server that is away for so long takes the run's hosts with it.
 SERVER_SECONDS = 300.0
 _AWAY = (httpx.HTTPError, TimeoutError)
@@ -100,6 +102,7 @@ class Rental:
         self._leases: dict[str, Lease] = {}
         self._uses: dict[str, Use] = {}
         self._ordered: set[str] = set()
+        self._stale: set[str] = set()
         self._failed: dict[str, float] = {}
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(2 * self._rules.max_hosts + 4, thread_name_prefix="renting")
@@ -190,8 +193,9 @@ class Rental:
             await asyncio.sleep(scaled(POLL_SECONDS))
 
     async def _leave(self, host: str) -> None:
-        if lease := self._leases.pop(host, None):
-            await self._locks.release(lease)
+        lease = self._leases.pop(host, None)
+        if lease is not None and not await self._locks.release(lease):
+            self._stale.add(host)  # the server still counts it, for a minute at most
 
     async def _rent(self, hours: float, probe: Probe) -> Host:
         """One host that answers; as many offers are tried as the rules say."""
@@ -354,7 +358,8 @@ class Rental:
     async def _give_back(
         self, record: HostRecord, reason: str, seconds: float, *, server_is_gone: bool
     ) -> None:
-        alone = alone_with(record.host_name, self._locks, seconds)
+        patience = BUSY_SECONDS if record.host_name in self._stale else max(seconds, BREATH_SECONDS)
+        alone = alone_with(record.host_name, self._locks, patience)
         async with contextlib.nullcontext(True) if server_is_gone else alone as is_ours:
             if not is_ours:
                 tell(f"host {record.host_name} is used by another run, which gives it back", logging.INFO)
