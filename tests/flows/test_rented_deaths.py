@@ -192,7 +192,7 @@ async def test_a_run_at_the_terminal_that_is_told_to_end_gives_its_host_back(
     process = start(batch, vast, tmp_path)
     await until(lambda: len(speaker.texts()) > 3, 120)
     os.kill(process.pid, signal.SIGINT)
-    out, err = await asyncio.to_thread(process.communicate, timeout=90)
+    out, err = await asyncio.to_thread(process.communicate, timeout=240)
     assert process.returncode == 130, out + err
     assert vast.billable() == []
 
