@@ -212,7 +212,7 @@ class Interrupted:
         )
         self.children = self._watch(store, takes)
         self.process.send_signal(number)
-        self.output = self.process.communicate(timeout=60)[0]
+        self.output = self.process.communicate(timeout=180)[0]
 
     def _watch(self, store: Path, takes: int) -> list[int]:
         pause = threading.Event()
