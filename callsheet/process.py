@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from callsheet.errors import HostFault
-from callsheet.timing import scaled
+from callsheet.timing import time_scale
 
 #: A first start makes a database; that took 5 to 13 s on two cores (facts: prefect.md).
 START_SECONDS = 120.0
@@ -27,12 +27,18 @@ STOP_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def served_by(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[str]:
+async def served_by(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, patience: float = START_SECONDS
+) -> AsyncIterator[str]:
     """Runs ``python -m module`` and gives its address once it listens.
+
+    ``patience`` is in seconds and is stretched by CALLSHEET_TIME_SCALE, never shrunk: imports and a new database
+    take as long in a test as in a run.
 
     Raises:
         HostFault: it ended or did not listen in time; the message has the last lines it wrote.
     """
+    patience *= max(1.0, time_scale())
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -48,12 +54,15 @@ async def served_by(module: str, *arguments: str, env: Mapping[str, str] | None 
         try:
             assert process.stdout is not None
             try:
-                line = await asyncio.wait_for(process.stdout.readline(), scaled(START_SECONDS))
+                line = await asyncio.wait_for(process.stdout.readline(), patience)
                 yield_url = str(json.loads(line)["url"])
-            except (TimeoutError, ValueError, KeyError):
+            except (TimeoutError, ValueError, KeyError) as fault:
                 errors.seek(0)
                 last = errors.read().decode(errors="replace").strip().splitlines()[-5:]
-                raise HostFault(f"{module} did not start: {' | '.join(last) or 'it said nothing'}") from None
+                late = isinstance(fault, TimeoutError)
+                found = f"did not listen within {patience:g} s" if late else "ended before it listened"
+                said = " | ".join(last) or "it said nothing"
+                raise HostFault(f"{module} did not start, it {found}: {said}") from None
             yield yield_url
         finally:
             await _stop(process)

@@ -15,7 +15,7 @@ from callsheet.serving import listen
 from callsheet.timing import scaled
 
 
-async def test_server_is_there_while_the_block_lasts_and_gone_after(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_is_there_while_the_block_lasts_and_gone_after() -> None:
     async with served_by("gpu_service", "--draft", "--with-parent") as url:
         assert httpx.get(f"{url}/healthz").status_code == 200
     with pytest.raises(httpx.ConnectError):
@@ -23,9 +23,8 @@ async def test_server_is_there_while_the_block_lasts_and_gone_after(monkeypatch:
 
 
 async def test_server_that_does_not_start_says_why() -> None:
-    with pytest.raises(
-        HostFault, match=r"gpu_service did not start.*the following arguments are required: --draft"
-    ):
+    found = r"gpu_service did not start, it ended before it listened: .*arguments are required: --draft"
+    with pytest.raises(HostFault, match=found):
         async with served_by("gpu_service"):
             pass
 
@@ -33,10 +32,16 @@ async def test_server_that_does_not_start_says_why() -> None:
 async def test_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mute.py").write_text("import sys; sys.stdin.read()")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.005")
-    with pytest.raises(HostFault, match="mute did not start: it said nothing"):
-        async with served_by("mute"):
+    found = r"mute did not start, it did not listen within 0\.5 s: it said nothing"
+    with pytest.raises(HostFault, match=found):
+        async with served_by("mute", patience=0.5):
             pass
+
+
+async def test_a_small_time_scale_does_not_hurry_the_start_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.0001")
+    async with served_by("gpu_service", "--draft", "--with-parent") as url:
+        assert url.startswith("http://127.0.0.1:")
 
 
 def test_scratch_folders_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path: Path) -> None:

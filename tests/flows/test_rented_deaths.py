@@ -186,11 +186,19 @@ def start(batch: dict[str, str], vast: Vast, tmp_path: Path, *options: str) -> s
     )
 
 
+async def at_work(process: subprocess.Popen[str], speaker: SpeechServer) -> None:
+    """Waits until the run's first lines are spoken; where they never are, what the run said is the failure."""
+    await until(lambda: len(speaker.texts()) > 3 or process.poll() is not None, 240)
+    if process.poll() is not None:
+        out, err = process.communicate()
+        pytest.fail(f"the run ended with {process.returncode} before it was at work:\n{out}\n{err}")
+
+
 async def test_a_run_at_the_terminal_that_is_told_to_end_gives_its_host_back(
     batch: dict[str, str], speaker: SpeechServer, vast: Vast, tmp_path: Path
 ) -> None:
     process = start(batch, vast, tmp_path)
-    await until(lambda: len(speaker.texts()) > 3, 120)
+    await at_work(process, speaker)
     os.kill(process.pid, signal.SIGINT)
     out, err = await asyncio.to_thread(process.communicate, timeout=240)
     assert process.returncode == 130, out + err
@@ -201,7 +209,7 @@ async def test_a_run_that_loses_its_server_gives_its_host_back(
     batch: dict[str, str], speaker: SpeechServer, vast: Vast, tmp_path: Path
 ) -> None:
     process = start(batch, vast, tmp_path)
-    await until(lambda: len(speaker.texts()) > 3, 120)
+    await at_work(process, speaker)
     listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
