@@ -104,6 +104,7 @@ class HostRecord(BaseModel):
         owner: the flow run that ordered it.
         server: the Prefect server that knows who uses it: runs of another one cannot tell.
         engines: what it serves.
+        serves: hash of what it was made with: image, engines and their revisions, models. Another batch may want others.
         booting_until: until when somebody waits for it to answer; renewed while it boots.
         idle_since: since when no run has used it.
         keep_seconds: how long it is kept then.
@@ -134,6 +135,7 @@ class HostRecord(BaseModel):
     owner: str = ""
     server: str = ""
     engines: tuple[RecordedEngine, ...] = ()
+    serves: str = ""
     instance: int | None = None
     booting_until: float = 0.0
     idle_since: float | None = None

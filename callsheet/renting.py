@@ -17,12 +17,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from callsheet.errors import Budget, HostFault, StoreFault
+from callsheet.errors import BadInput, Budget, HostFault, StoreFault
 from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts, HostState, RecordedEngine
 from callsheet.rent_rules import RentRules
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Ambiguous, Instance, Offer, OfferGone, Order, VastError, redacted
+from callsheet.verdicts import Lacks, Never, NotYet, why_never
 
 #: How often a box that boots is looked at, and one that may have been made.
 LOOK_SECONDS = 10.0
@@ -36,16 +37,6 @@ GOING_SECONDS = 3.0
 BAD_SECONDS = 24 * 3600.0
 #: Whoever waits for a box to answer says so this often; else another takes it up.
 CLAIM_SECONDS = 300.0
-#: What the Docker daemon says when a box will never run. The first are the image's fault: another machine does no better.
-_BAD_IMAGE = ("manifest unknown", "pull access denied", "repository does not exist", "unauthorized")
-_BAD_MACHINE = (
-    "error response from daemon",
-    "failed to pull image",
-    "no space left on device",
-    "unexpected eof",
-    "oci runtime",
-)
-_GONE = ("stopped", "exited", "offline", "unknown", "frozen")
 
 
 @dataclass(frozen=True)
@@ -64,13 +55,7 @@ class RentedHost:
     box: Instance
 
 
-class NotYet(str):
-    """Why a box does not answer yet."""
-
-    __slots__ = ()
-
-
-#: Whether a box answers as it should: it does (True); not yet (False, or why); or why it never will (any other text).
+#: Whether a box answers as it should: it does (True); not yet (False, or why); or why it never will (`callsheet.verdicts`).
 Answers = Callable[[HostRecord, Instance], bool | str]
 
 
@@ -84,6 +69,7 @@ class Renter:
         rules: RentRules,
         *,
         engines: tuple[RecordedEngine, ...] = (),
+        serves: str = "",
         outfit: Callable[[HostLabel], Outfit] = lambda label: Outfit(),
         more_ports: tuple[int, ...] = (),
         owner: str = "",
@@ -94,10 +80,11 @@ class Renter:
     ) -> None:
         """``more_ports`` are reached from outside besides those of its ``engines``; ``owner`` is who orders.
 
-        Hosts are shared with those alone who have the same ``server``.
+        Hosts are shared with those alone who have the same ``server``, and want hosts made with the same: ``serves`` is
+        its hash.
         """
         self._client, self._book, self._rules = client, book, rules
-        self._engines, self._outfit, self._owner = engines, outfit, owner
+        self._engines, self._outfit, self._owner, self._serves = engines, outfit, owner, serves
         self._server = server
         self._ports = (*(engine.port for engine in engines), *more_ports)
         self._now, self._sleep, self._warn = now, sleep, warn
@@ -109,22 +96,32 @@ class Renter:
             self._known_account = self._client.account()
         return self._known_account
 
-    def reuse(self, but: Collection[str] = ()) -> RentedHost | None:
-        """A host of the fleet that answers and will for an hour yet, but for the leases ``but``."""
+    def reuse(self, but: Collection[str] = (), hours: float = 0.0) -> RentedHost | None:
+        """A host of the fleet that answers and will for so many hours, one at least, but for the leases ``but``."""
         boxes = {box.id: box for box in self._client.instances()}
         for record in self._own():
             box = boxes.get(record.instance or 0)
-            lasts = record.ends - self._now() > 3600
             if (
                 record.state == "ready"
-                and record.server == self._server
                 and record.lease not in but
-                and lasts
+                and self._is_fit(record, hours)
                 and box
                 and box.status == "running"
             ):
                 return RentedHost(record, box)
         return None
+
+    def _is_fit(self, record: HostRecord, hours: float = 0.0) -> bool:
+        """Whether a host is one that could have been ordered for so much work now."""
+        least = max(hours, min(1.0, self._rules.max_hours / 2))
+        return record.ends - self._now() > 3600 * least and self._is_like_ours(record)
+
+    def _is_like_ours(self, record: HostRecord) -> bool:
+        return (record.server, record.serves) == (self._server, self._serves)
+
+    def unfit(self, hours: float) -> list[HostRecord]:
+        """Hosts that answer and are of no use for so much work: made with something else, or near their end."""
+        return [r for r in self._own() if r.state == "ready" and not self._is_fit(r, hours)]
 
     def rent(self, hours: float, answers: Answers) -> RentedHost:
         """A new host that answers, for so many hours of work: orders and boots until one does.
@@ -155,13 +152,17 @@ class Renter:
         """
         for _ in range(self._rules.attempts):
             booting = [record for record in self.put_right() if record.lease not in but]
-            orphans = [record for record in booting if record.booting_until < self._now()]
+            orphans = [
+                record
+                for record in booting
+                if record.booting_until < self._now() and record.serves == self._serves
+            ]
             if orphans:
                 return orphans[0]
             try:
                 record = self._order(hours)
             except Budget:
-                shared = [record for record in booting if record.server == self._server]
+                shared = [record for record in booting if self._is_like_ours(record)]
                 if shared:
                     return shared[0]
                 raise
@@ -276,6 +277,7 @@ class Renter:
             owner=self._owner,
             server=self._server,
             engines=self._engines,
+            serves=self._serves,
             keep_seconds=rules.keep_minutes * 60,
             booting_until=now + CLAIM_SECONDS,
             offer=offer.id,
@@ -404,7 +406,7 @@ class Renter:
 
         Raises:
             HostFault: it does not, and why.
-            VastError: no box will, wherever it runs: its image is at fault.
+            BadInput: no box will, wherever it runs: its image is at fault, or what is asked of it.
         """
         outcome: bool | str = NotYet()
         seen = False
@@ -422,13 +424,17 @@ class Renter:
         if isinstance(outcome, NotYet):
             reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
             reason += f": {outcome}" if outcome else ""
-        if self._change(record, "booting", reason=reason, failed_boot=True) is None:
+        is_hopeless = isinstance(outcome, Never | Lacks)  # and the machine is not at fault
+        if self._change(record, "booting", reason=reason, failed_boot=not is_hopeless) is None:
             # Another one who waits for it found that it answers, and may be at work there by now.
             return self._ready(record, self._client.instance(record.instance or 0))
         self._keep_log(record)
-        self._give_up(record, reason)
-        if any(text in reason.lower() for text in _BAD_IMAGE):
-            raise VastError(f"image {self._rules.image or self._rules.template}: {reason}")
+        self._give_up(record, reason, failed_boot=not is_hopeless)
+        if is_hopeless:
+            raise BadInput(
+                f"fleet {self._rules.name}, image {self._rules.image or self._rules.template}: {reason}; no other host is "
+                "rented, for it would do no better"
+            )
         raise HostFault(f"host {record.lease} on machine {record.machine}: {reason}")
 
     def _outcome(
@@ -441,7 +447,7 @@ class Renter:
             return "its box is gone" if late and self._is_gone(record) else NotYet("no list shows it")
         if box.status == "running" and box.address:
             return answers(record, box) or NotYet()
-        return _why_never(box) or NotYet(f"it is {box.status or 'being made'}")
+        return why_never(box) or NotYet(f"it is {box.status or 'being made'}")
 
     def _is_settled(self, record: HostRecord) -> bool:
         """Whether somebody else decided what becomes of a host that boots. Says that it is waited for."""
@@ -496,11 +502,3 @@ class Renter:
             self.give_back(record, reason, failed_boot=failed_boot)
         except VastError as fault:
             self._warn(f"host {record.lease} is left to the reaper: {fault}")
-
-
-def _why_never(box: Instance) -> str:
-    """Why a box will never run; empty where it may."""
-    said = box.message.lower()
-    if any(text in said for text in (*_BAD_IMAGE, *_BAD_MACHINE)):
-        return box.message
-    return f"it is {box.status}" if box.status in _GONE else ""

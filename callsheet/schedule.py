@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from callsheet.errors import HostFault, name_of, policy_of, reason_of
@@ -117,6 +117,10 @@ class StepQueue:
         self._hungry: dict[str, Lane] = {}
         self._stopped: Failure | None = None
         self._assembly_stopped = False
+        #: Lanes of hosts that are on their way: what nobody here can do waits for them.
+        self._expected: tuple[Lane, ...] = ()
+        #: Asked when a host is left out: the lanes of the one that comes in its place.
+        self.replacement: Callable[[str], Iterable[Lane]] = lambda host: ()
         for step in steps:
             self.add(step)
 
@@ -135,7 +139,7 @@ class StepQueue:
             self._give_up(step.key, failed)
         elif step.engine != ASSEMBLY and self._stopped is not None:
             self._give_up(step.key, self._stopped)
-        elif step.engine != ASSEMBLY and self.lanes and not self._lanes_for(step.demand):
+        elif step.engine != ASSEMBLY and self.lanes and self._is_hopeless(step.demand):
             self._give_up(step.key, self._no_host(step))
 
     def drop(self, key: str) -> None:
@@ -202,7 +206,7 @@ class StepQueue:
             Whether a lane is left that can take it; where none is, the step is still marked as running.
         """
         entry = self._entries.get(step.key)
-        if entry is None or self._stopped or not self._lanes_for(step.demand, entry.refused_by):
+        if entry is None or self._stopped or self._is_hopeless(step.demand, entry.refused_by):
             return False
         entry.running_on = None
         if avoid:
@@ -229,7 +233,7 @@ class StepQueue:
         self._place(entry)
         if policy.quarantine:
             self.quarantine(lane.host.name, reason_of(error))
-        elif not self._lanes_for(step.demand, entry.refused_by):
+        elif self._is_hopeless(step.demand, entry.refused_by):
             self._give_up(step.key, failure)
 
     def pass_on(self, step: Step, lane: Lane, error: BaseException) -> bool:
@@ -244,19 +248,37 @@ class StepQueue:
         entry.refused_by.add(lane.name)
         if policy.quarantine:
             self.quarantine(lane.host.name, reason_of(error))
-        if not policy.other_lanes or self._stopped or not self._lanes_for(step.demand, entry.refused_by):
+        if not policy.other_lanes or self._stopped or self._is_hopeless(step.demand, entry.refused_by):
             return False
         entry.running_on = None
         self._place(entry)
         return True
 
     def quarantine(self, host: str, reason: str) -> None:
-        """Gives ``host`` no more steps, and gives up those that no other host can do."""
-        self.quarantined.setdefault(host, reason)
+        """Gives ``host`` no more steps, and gives up those that no other host can do, nor one that comes in its place."""
+        if host not in self.quarantined:
+            self.quarantined[host] = reason
+            self._expected += tuple(self.replacement(host))
+        self._give_up_hopeless()
+
+    def join(self, lanes: Iterable[Lane]) -> None:
+        """Lanes of a host that is here now."""
+        self.lanes |= {lane.name: lane for lane in lanes}
+
+    def expect(self, lanes: Iterable[Lane]) -> None:
+        """The lanes of hosts that are on their way now; gives up what neither they nor others can do."""
+        self._expected = tuple(lanes)
+        self._give_up_hopeless()
+
+    def expects_work(self) -> bool:
+        """Whether something is left that lanes on their way could do."""
+        return any(not self.is_idle(lane) for lane in self._expected)
+
+    def _give_up_hopeless(self) -> None:
         for key, entry in list(self._entries.items()):
             if entry.step.engine == ASSEMBLY or entry.running_on is not None:
                 continue
-            if not self._lanes_for(entry.step.demand, entry.refused_by):
+            if self._is_hopeless(entry.step.demand, entry.refused_by):
                 self._give_up(key, entry.last_error or self._no_host(entry.step))
 
     def stop(self, failure: Failure, *, assembly: bool) -> None:
@@ -384,6 +406,10 @@ class StepQueue:
             for lane in self.lanes.values()
             if demand.suits(lane) and lane.host.name not in self.quarantined and lane.name not in but_for
         ]
+
+    def _is_hopeless(self, demand: Demand, but_for: Collection[str] = ()) -> bool:
+        """Whether no lane can take it, nor one that is on its way."""
+        return not self._lanes_for(demand, but_for) and not any(map(demand.suits, self._expected))
 
     def _remove(self, key: str) -> _Entry | None:
         entry = self._entries.pop(key, None)

@@ -149,7 +149,8 @@ async def _hosts_for(
     missing = [key for key, step in plan.steps.items() if step.engine != ASSEMBLY and key not in batch.takes]
     async with renting(plan.fleet, store) as rental:
         if missing:
-            plan.fleet = await rental.acquire(plan.host_hours(missing), Probe.of(plan, missing))
+            hours = plan.host_hours(missing)
+            plan.fleet = await rental.acquire(hours, Probe.of(plan, missing), parameters.max_cost)
         else:
             plan.fleet = plan.fleet.with_hosts(())
         # The same batch with other lanes: what is done was asked for a while ago, and hosts cost by now.

@@ -47,7 +47,10 @@ async def provision(parameters: ProvisionParameters) -> State[Any]:
         _check(fleet, parameters)
         store = await open_store(parameters.store)
         async with renting(fleet, store) as rental:
-            ready: Fleet = await rental.acquire(parameters.hours, Probe(None, ()))
+            await rental.acquire(parameters.hours, Probe(None, ()))
+            while rental.lanes_to_come():
+                await rental.arrival()
+            ready = rental.fleet
     except CallsheetError as error:
         return Failed(message=str(error), data=error)
     names = ", ".join(host.name for host in ready.hosts)

@@ -19,8 +19,8 @@ from callsheet.hosts import HostBook, HostRecord
 from callsheet.limits import use_limit
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Instance
+from tasks.host_use import alone_with, forget_host, server_id
 from tasks.locks import Locks, read_limits
-from tasks.rented import alone_with, forget_host, server_id
 from tasks.watching import tell
 
 #: A host is left alone at least so long: between its boot and its run, a minute may pass in which nobody is seen to use it.

@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.http import Unreachable
-from callsheet.errors import BadOutput, CallsheetError, HostFault, reason_of
+from callsheet.errors import BadOutput, CallsheetError, HostFault, Transient, reason_of
 from callsheet.fleet import Lane
 from callsheet.limits import GPU_TAG
 from callsheet.plan import Step
@@ -78,6 +78,18 @@ async def reach_engine(lane_name: str) -> None:
     await production.clients[production.lane(lane_name).engine_name].ready()
 
 
+async def _or_host_fault(error: Transient, lane: Lane) -> Exception:
+    """What a step failed of several times, or a HostFault: its engine is not there any more, and the next steps would fail, too.
+
+    A machine that is going down refuses no connection: it breaks them, or a proxy before it answers for it.
+    """
+    try:
+        await reach_engine.with_options(retry_delay_seconds=delays())(lane.name)
+    except CallsheetError as gone:
+        return HostFault(f"{reason_of(error)}; then its engine was not there: {reason_of(gone)}")
+    return error
+
+
 async def _do(production: Production, step: Step, lane: Lane) -> None:
     """One step on this lane. What it made is checked and kept beside the lane, which goes on meanwhile."""
     logger = get_run_logger()
@@ -93,6 +105,8 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
         made = await run(step.name, step.key, lane.name)
     except Unreachable as error:
         failure = HostFault(f"{reason_of(error)}, after several tries")
+    except Transient as error:
+        failure = await _or_host_fault(error, lane)
     except Exception as error:  # whatever it was, it costs its shot and not the batch
         failure = error
     seconds = time.monotonic() - started if started is not None else 0.0

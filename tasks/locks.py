@@ -38,7 +38,7 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-from callsheet.errors import BadInput, HostLacks, LeaseLost
+from callsheet.errors import BadInput, HostLacks, LeaseLost, reason_of
 from callsheet.limits import GPU_LIMIT, GPU_TAG, is_lane_limit, waiting_limit
 from callsheet.timing import scaled
 from tasks.watching import run_logger, tell_watcher
@@ -145,6 +145,17 @@ class Locks:
         """Takes slots of a limit that allows ``of`` where they are free; None where not, or the server is away."""
         self._limits.setdefault(name, of)
         return await self._try(name, slots)
+
+    async def add(self, limits: Mapping[str, int]) -> None:
+        """Makes further limits, and room for their lanes in that of the tag.
+
+        Without an answer of the server they are made when they are first asked for, and the tag has less room meanwhile.
+        """
+        self._limits.update(limits)
+        try:
+            await self._make_all()
+        except _AWAY as error:
+            run_logger().warning("the limits of a new host are not made yet: %s", reason_of(error))
 
     async def is_there(self) -> bool:
         """Whether the server answers."""
@@ -328,7 +339,7 @@ class Locks:
     async def _make_all(self) -> None:
         """Makes and verifies every limit of the fleet, and that of the tag."""
         there = {found.name: found for found in await read_limits(self._client)}
-        for name, limit in self._limits.items():
+        for name, limit in dict(self._limits).items():  # others are asked for meanwhile
             await self._make(name, limit, there.get(name))
         if own := {name: limit for name, limit in self._limits.items() if is_lane_limit(name)}:
             lanes = {name: found.limit for name, found in there.items() if is_lane_limit(name)} | own

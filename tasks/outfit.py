@@ -10,6 +10,7 @@ fetched: then the box has no agent, its image must have its models, and its swit
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 
 import httpx
@@ -20,16 +21,19 @@ from callsheet.fleet import Host
 from callsheet.hosts import HostLabel
 from callsheet.onstart import HostSetup, agent_content, agent_sha256, onstart_of
 from callsheet.rent_rules import RentRules
-from callsheet.renting import NotYet, Outfit
+from callsheet.renting import Outfit
 from callsheet.store import Store
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Instance
+from callsheet.verdicts import NotYet, Suspect
 
 #: Where the agent listens in the box.
 TOUCH_PORT = 8790
 #: What is to lie on every host: files below ``models/`` of the store.
 MODELS_PATH = "models/manifest.json"
 _ASK_SECONDS = 10.0
+#: What makes an engine another one.
+_SERVED = {"kind", "name", "port", "local_port", "revision", "model", "style", "slots"}
 
 
 class ModelFile(BaseModel):
@@ -83,6 +87,23 @@ class Outfitter:
         # WEB_PASSWORD is what the proxy of vast.ai's own images asks for; the account's key goes nowhere.
         return Outfit({"WEB_PASSWORD": token.get_secret_value()}, onstart_of(setup))
 
+    def serves(self) -> str:
+        """Hash of what a host is made with: one that was made with something else makes other takes.
+
+        Raises:
+            StoreFault, BadInput: the store's list of models cannot be read.
+        """
+        manifest = self._manifest()
+        facts = {
+            "image": self._rules.image,
+            "template": self._rules.template,
+            "start": self._rules.start,
+            "models_root": self._rules.models_root,
+            "engines": [engine.model_dump(include=_SERVED) for engine in self._pattern.engines],
+            "models": manifest.model_dump() if manifest else None,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
     def forget(self, lease: str) -> None:
         """Removes the signed addresses of a host that is gone."""
         with contextlib.suppress(StoreFault):
@@ -104,16 +125,11 @@ class Outfitter:
 
     def _models(self, label: HostLabel, seconds: float) -> str:
         """Where the box finds what it is to load, with an address for each file; empty where there is nothing."""
-        if not self._store.signs:
+        manifest = self._manifest()
+        if manifest is None:
             return ""
-        try:
-            manifest = ModelManifest.model_validate_json(self._store.get(MODELS_PATH))
-        except FileNotFoundError:
-            return ""
-        except ValidationError as error:
-            raise BadInput(
-                f"store {self._store}: {MODELS_PATH} is no list of models ({error.error_count()} mistakes)"
-            ) from None
+        for file in manifest.files:
+            self._check(file)
         files = [
             file.model_dump() | {"url": self._store.signed(f"models/{file.path}", seconds)}
             for file in manifest.files
@@ -122,19 +138,48 @@ class Outfitter:
         self._store.put(path, json.dumps({"files": files}).encode())
         return self._store.signed(path, seconds)
 
+    def _manifest(self) -> ModelManifest | None:
+        """What the store has for hosts; None where it has nothing, or gives no addresses."""
+        if not self._store.signs:
+            return None
+        try:
+            return ModelManifest.model_validate_json(self._store.get(MODELS_PATH))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise BadInput(
+                f"store {self._store}: {MODELS_PATH} is no list of models ({error.error_count()} mistakes)"
+            ) from None
+
+    def _check(self, file: ModelFile) -> None:
+        """Raises BadInput where the store has not got a model: each host would be paid for until it missed it."""
+        found = self._store.size(f"models/{file.path}")
+        if found != file.bytes:
+            what = "nothing" if found is None else f"{found:,} bytes"
+            raise BadInput(
+                f"store {self._store}: {MODELS_PATH} names {file.path}; found {what} at models/{file.path}, expected "
+                f"{file.bytes:,} bytes; nothing is rented before it is there"
+            )
+
 
 def _models_path(lease: str) -> str:
     return f"hosts/models-{lease}.json"
 
 
 async def ask_agent(box: Instance, token: SecretStr) -> bool | str:
-    """True where the box's agent has loaded everything, or it has none; `NotYet`, or why it never will, where not."""
+    """True where the box's agent has loaded everything, or it has none; else one of `callsheet.verdicts`."""
     state = await _asked(box, token, "GET", "/state")
     if state is None or state == "ready":
         return True
     if state.startswith("failed"):
-        return f"its agent says: {state}"
+        # A model that is not what the list says it is, or this box's disk or line.
+        return Suspect(f"its agent says: {state}")
     return NotYet(f"its agent says: {state or 'nothing yet'}")
+
+
+def has_agent(box: Instance) -> bool:
+    """Whether the box loads models that the store has, and says when they are there."""
+    return TOUCH_PORT in box.ports
 
 
 async def touch(box: Instance, token: SecretStr) -> bool:

@@ -25,7 +25,7 @@ from callsheet.batch import Batch
 from callsheet.engines.comfyui_answers import Output
 from callsheet.engines.speech import Recording
 from callsheet.errors import HostFault, StoreFault
-from callsheet.fleet import Lane
+from callsheet.fleet import Host, Lane
 from callsheet.inputs import InputFile
 from callsheet.limits import limits_of
 from callsheet.media.audio import read_sound
@@ -179,6 +179,18 @@ class Production:
 
     def lane(self, name: str) -> Lane:
         return self.batch.queue.lanes[name]
+
+    async def join(self, host: Host) -> None:
+        """Takes in a host that came while the batch is worked on; its lanes are the caller's to begin."""
+        plan = self.batch.plan
+        fleet = plan.fleet.with_hosts((*plan.fleet.hosts, host))
+        await self.locks.add(limits_of(fleet))
+        lanes = list(fleet.with_hosts([host]).lanes())
+        async with self.changing() as batch:
+            plan.fleet = fleet
+            batch.queue.join(lanes)
+        for _ in range(2 * len(lanes)):
+            self._room.release()
 
     async def next_step(self, lane: Lane | None, turn: Turn | None = None) -> Step | None:
         """Waits for something that ``lane`` (None: this machine) can do; None when its turn, or all, is over.

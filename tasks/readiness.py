@@ -16,12 +16,12 @@ from pydantic import SecretStr
 from callsheet.canary import listen
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.speech import CosyVoice
-from callsheet.errors import BadInput, BadOutput, CallsheetError, HostFault, HostLacks, reason_of
+from callsheet.errors import BadInput, CallsheetError, HostFault, HostLacks, reason_of
 from callsheet.fleet import Fleet, Host
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import profile_of
 from callsheet.plan import PictureInputs, Plan, SpeechInputs, Step
-from callsheet.renting import NotYet
+from callsheet.verdicts import Lacks, Never, NotYet, Suspect
 from callsheet.voices import Voice
 from callsheet.workflow import Graph, Value, Workflow
 from tasks.hosts import open_hosts
@@ -66,7 +66,7 @@ class Probe:
         return cls(voice, tuple(graphs.values()))
 
     async def ask(self, host: Host, token: SecretStr | None) -> bool | str:
-        """True where every engine of the host is ready; `NotYet` why it is not; another text where it never will be."""
+        """True where every engine of the host is ready; else one of `callsheet.verdicts`."""
         fleet = Fleet(provider="static", hosts=(host,))
         tokens = {host.name: token} if token else {}
         try:
@@ -74,10 +74,12 @@ class Probe:
                 for name, client in clients.items():
                     if why := await self._try(name, client):
                         return why
-        except (HostLacks, BadOutput) as error:
+        except HostLacks as error:
             # Models are loaded while the engines run already.
-            return NotYet(reason_of(error))
-        except (BadInput, HostFault) as error:
+            return Lacks(reason_of(error))
+        except BadInput as error:
+            return Never(reason_of(error))
+        except HostFault as error:
             return reason_of(error)
         except CallsheetError as error:
             return NotYet(reason_of(error))
@@ -102,7 +104,7 @@ class Probe:
             heard = await listen(client, self.voice, profile)
             if not heard.faults:
                 return ""
-        return f"{name}: its canary failed {_TRIES} times: {'; '.join(heard.faults)}"
+        return Suspect(f"{name}: its canary failed {_TRIES} times: {'; '.join(heard.faults)}")
 
 
 def _graph(step: Step, inputs: PictureInputs) -> Graph:

@@ -1,7 +1,8 @@
 """Rented hosts of a run: reused or ordered before its lanes begin, and given back when they are done.
 
     async with renting(fleet, store) as rental:
-        plan.fleet = await rental.acquire(hours, probe)     # the fleet with hosts that answer
+        plan.fleet = await rental.acquire(hours, probe)     # the fleet with the first hosts that answer
+        host = await rental.arrival()                       # the next of those on their way
         ...                                                 # rental.tokens, rental.cost(), rental.check(host)
         await rental.give_back("its work is done")          # also at the end of the block, however it ends
 
@@ -15,8 +16,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import os
-import platform
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,28 +24,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import httpx
 from prefect import runtime
-from prefect.client.orchestration import get_client
-from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from blocks.vast import open_account
-from callsheet.errors import Budget, CallsheetError, HostFault, StoreFault, reason_of
-from callsheet.fleet import Fleet, Host
+from callsheet.errors import BadInput, Budget, CallsheetError, HostFault, StoreFault, reason_of
+from callsheet.fleet import Fleet, Host, Lane
 from callsheet.hosts import HostBook, HostRecord, RecordedEngine, rented_host
-from callsheet.limits import USERS, host_limits, use_limit
-from callsheet.renting import NotYet, RentedHost, Renter
+from callsheet.limits import USERS, use_limit
+from callsheet.renting import RentedHost, Renter
 from callsheet.store import Store
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Instance, VastError
+from callsheet.verdicts import Lacks, Never, NotYet, Suspect
+from tasks.arrivals import Arrivals
+from tasks.host_use import AWAY, alone_with, forget_host, server_id
 from tasks.locks import POLL_SECONDS, Lease, Locks, ended_by, held
-from tasks.outfit import Outfitter, ask_agent, touch
+from tasks.outfit import Outfitter, ask_agent, has_agent, touch
 from tasks.readiness import Probe
-from tasks.shard_runs import forget_limits
 from tasks.watching import run_logger, tell
 
 #: One order at a time, over all runs.
@@ -58,9 +56,10 @@ PROBE_SECONDS = 300.0
 BUSY_SECONDS = 75.0
 #: A server that is busy refuses now and then: asked again for so long before others are thought to have a host.
 BREATH_SECONDS = 5.0
+#: How long a host that has loaded all its models may lack one: an engine looks for them anew when it is asked.
+LACKS_SECONDS = 180.0
 #: A server that is away for so long takes the run's hosts with it.
 SERVER_SECONDS = 300.0
-_AWAY = (httpx.HTTPError, TimeoutError)
 T = TypeVar("T")
 
 
@@ -90,6 +89,22 @@ class Use:
         return self.record.price.per_hour(self.record.disk_gb) * (until - self.since) / 3600
 
 
+@dataclass(frozen=True)
+class Work:
+    """What hosts are rented for.
+
+    Attributes:
+        hours: for one host.
+        max_cost: $ that the hosts may cost until they answer, in all.
+        hosts: how many are wanted.
+    """
+
+    hours: float
+    probe: Probe
+    max_cost: float | None
+    hosts: int
+
+
 class Rental:
     """The hosts that a run rents, of one fleet with one account."""
 
@@ -104,6 +119,14 @@ class Rental:
         self._ordered: set[str] = set()
         self._stale: set[str] = set()
         self._failed: dict[str, float] = {}
+        self._booting: dict[str, HostRecord] = {}
+        self._work = Work(0.0, Probe(None, ()), None, 0)
+        self._serves = ""
+        self._lacking: dict[str, float] = {}
+        self._suspects: set[str] = set()
+        self._boots = Arrivals[Host]()
+        self._left_out: set[str] = set()
+        self._replacements = 0
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(2 * self._rules.max_hosts + 4, thread_name_prefix="renting")
 
@@ -114,11 +137,19 @@ class Rental:
         """What the engines of each host ask for, by its name."""
         return {name: self._client.token(use.record.lease) for name, use in self._uses.items()}
 
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet with the hosts that this run uses."""
+        uses = (use for use in self._uses.values() if use.until is None)
+        hosts = (rented_host(self._pattern, use.record, use.box) for use in uses)
+        return self._fleet.with_hosts(host for host in hosts if host is not None)
+
     def cost(self) -> dict[str, float]:
         """$ that each of this run's hosts costs so far: boot, loading and waiting included."""
         now = time.time()
         costs = {name: use.cost(now, self._rules.download_gb) for name, use in self._uses.items()}
-        return costs | self._failed
+        boots = {name: record.cost(now) for name, record in self._booting.items()}
+        return self._failed | boots | costs
 
     async def check(self, host: str) -> None:
         """Raises HostFault where a host is being given back: whoever has its lane must leave it."""
@@ -137,38 +168,100 @@ class Rental:
 
     # Acquiring -----------------------------------------------------------------------------------
 
-    async def acquire(self, hours: float, probe: Probe) -> Fleet:
-        """Reuses and orders as many hosts as so much work is worth. Returns the fleet with those that answer.
+    async def acquire(self, hours: float, probe: Probe, max_cost: float | None = None) -> Fleet:
+        """Reuses and orders as many hosts as so much work is worth. Returns the fleet with those that answer first.
+
+        The others come by `arrival`. Nothing more is ordered, and nothing more waited for, once the hosts cost ``max_cost``.
 
         Raises:
+            BadInput: one host would have more to do than it may live.
             Budget, HostFault, VastError, StoreFault: there is not one.
         """
         count = self._rules.hosts_for(hours)
-        hosts = await self._reuse(count, probe)
+        self._work = Work(hours / count, probe, max_cost, count)
+        self._check_time(hours)
+        self._serves = await self._in_thread(self._outfitter.serves)
+        hosts = await self._reuse(count)
         missing = count - len(hosts)
         if missing:
             tell(f"rents {missing} host{'s' * (missing > 1)} of fleet {self._rules.name}", logging.INFO)
-            share = hours / count
-            came = await _all(*(self._rent(share, probe) for _ in range(missing)))
-            faults = [one for one in came if isinstance(one, CallsheetError)]
-            hosts += [one for one in came if isinstance(one, Host)]
-            if not hosts:
+            for _ in range(missing):
+                self._boots.begin(self._rent())
+        faults = []
+        while not hosts:
+            came = await self.arrival()
+            if isinstance(came, Host):
+                hosts.append(came)
+                continue
+            faults.append(came)
+            if not self._boots:
                 raise faults[0]
-            for fault in faults:
-                tell(f"goes on with {len(hosts)} of {count} hosts: {reason_of(fault)}")
         return self._fleet.with_hosts({host.name: host for host in hosts}.values())
 
-    async def _reuse(self, count: int, probe: Probe) -> list[Host]:
+    def _check_time(self, hours: float) -> None:
+        rules, share = self._rules, self._work.hours
+        needed = share + rules.boot_minutes / 60
+        if needed > rules.max_hours:
+            raise BadInput(
+                f"fleet {rules.name}: about {hours:.1f} hours of work for {self._work.hosts} hosts, which go after max_hours = "
+                f"{rules.max_hours:g}; expected max_hours of {math.ceil(needed)} at least, a higher max_hosts, or a shorter script; "
+                "nothing was rented"
+            )
+
+    def lanes_to_come(self) -> list[Lane]:
+        """The lanes of a host that is on its way, as the fleet describes it; none where none is."""
+        is_coming = bool(self._boots or self._left_out)
+        return list(self._fleet.with_hosts([self._pattern]).lanes()) if is_coming else []
+
+    async def arrival(self) -> Host | CallsheetError:
+        """Waits for the next host on its way: it answers, or why it does not come. Waits forever where none is.
+
+        Raises:
+            Exception: a defect.
+        """
+        came = await self._boots.next()
+        if isinstance(came, CallsheetError):
+            tell(f"one host less: {reason_of(came)}")
+        return came
+
+    # Replacing -----------------------------------------------------------------------------------
+
+    def note_left_out(self, host: str, hours: float) -> None:
+        """A host is left out, and so much work is left: where that is worth another, `replace` orders it.
+
+        Each host that was wanted is replaced once on average, whatever is wrong.
+        """
+        use = self._uses.get(host)
+        if not hours or use is None or use.until is not None or self._replacements >= self._work.hosts:
+            return
+        there = sum(use.until is None for use in self._uses.values()) + len(self._boots)
+        if there - len(self._left_out) <= self._rules.hosts_for(hours):
+            self._replacements += 1
+            self._left_out.add(host)
+
+    def replace(self, host: str) -> None:
+        """Gives a host back that was left out, which nobody works on any more, and orders another in its place."""
+        if host in self._left_out:
+            self._left_out.discard(host)
+            self._boots.begin(self._rent_instead(host))
+
+    async def _rent_instead(self, host: str) -> Host:
+        await self._leave(host)
+        await self._try_to_give_back(self._uses[host].record, "it was left out of its batch")
+        tell(f"rents another host of fleet {self._rules.name} in place of {host}", logging.INFO)
+        return await self._rent()
+
+    async def _reuse(self, count: int) -> list[Host]:
         hosts: list[Host] = []
         seen: set[str] = set()
         while len(hosts) < count:
-            found = await self._in_thread(lambda: self._renter().reuse(seen))
+            found = await self._in_thread(lambda: self._renter().reuse(seen, self._work.hours))
             if found is None:
                 break
             seen.add(found.record.lease)
             if not await self._enter(found.record):
                 continue
-            answer = await self._ask(found, probe)
+            answer = await self._ask(found)
             if answer is True:
                 hosts.append(self._use(found, is_ours=False))
                 tell(f"uses host {found.record.host_name} again", logging.INFO)
@@ -197,12 +290,12 @@ class Rental:
         if lease is not None and not await self._locks.release(lease):
             self._stale.add(host)  # the server still counts it, for a minute at most
 
-    async def _rent(self, hours: float, probe: Probe) -> Host:
+    async def _rent(self) -> Host:
         """One host that answers; as many offers are tried as the rules say."""
         loop = asyncio.get_running_loop()
 
         def answers(record: HostRecord, box: Any) -> bool | str:
-            asked = asyncio.run_coroutine_threadsafe(self._ask(RentedHost(record, box), probe), loop)
+            asked = asyncio.run_coroutine_threadsafe(self._ask(RentedHost(record, box)), loop)
             try:
                 return asked.result(timeout=PROBE_SECONDS)
             except TimeoutError:
@@ -211,41 +304,88 @@ class Rental:
 
         tried = []
         for _ in range(self._rules.attempts):
-            record = await self._order(hours)
+            record = await self._order()
             tell(f"host {record.host_name} is ordered; waits until it answers", logging.INFO)
+            is_ours = record.owner == self._owner
+            if is_ours:
+                self._booting[record.host_name] = record
             try:
                 if not await self._enter(record):
                     raise HostFault(f"host {record.host_name}: another run gives it back")
                 host = await self._in_thread(lambda record=record: self._renter().boot(record, answers))  # type: ignore[misc]
             except HostFault as fault:
                 await self._leave(record.host_name)
-                if record.owner == self._owner:
-                    self._failed[record.host_name] = record.cost(time.time())
                 tried.append(str(fault))
                 tell(f"{fault}; takes another offer")
             except CallsheetError:
                 await self._leave(record.host_name)
-                self._failed[record.host_name] = record.cost(time.time())
                 raise
             else:
-                return self._use(host, is_ours=host.record.owner == self._owner)
+                return self._use(host, is_ours=is_ours)
+            finally:
+                if booted := self._booting.pop(record.host_name, None):
+                    self._failed[record.host_name] = booted.cost(time.time())
         raise HostFault(f"no host of fleet {self._rules.name} came up: {'; '.join(tried)}")
 
-    async def _order(self, hours: float) -> HostRecord:
-        waits = "another run rents a host; waits for it"
-        async with held(CREATE_LIMIT, waits, fenced=False):
-            record = await self._in_thread(lambda: self._renter().order(hours, self._ordered))
-            self._ordered.add(record.lease)
-            return record
+    async def _order(self) -> HostRecord:
+        """Orders a host. Where a cap is reached, hosts that are kept and of no use to this run make room.
 
-    async def _ask(self, found: RentedHost, probe: Probe) -> bool | str:
+        Raises:
+            HostFault: the Prefect server does not answer, or what `Renter.order` raises.
+        """
+        hours = self._work.hours
+        try:
+            async with held(CREATE_LIMIT, "another run rents a host; waits for it", fenced=False):
+                self._check_cost()
+                try:
+                    record = await self._in_thread(lambda: self._renter().order(hours, self._ordered))
+                except Budget:
+                    if not await self._make_room():
+                        raise
+                    record = await self._in_thread(lambda: self._renter().order(hours, self._ordered))
+                self._ordered.add(record.lease)
+                return record
+        except AWAY as error:
+            raise HostFault(
+                f"no host is ordered: the Prefect server does not answer: {reason_of(error)}"
+            ) from error
+
+    async def _make_room(self) -> bool:
+        """Gives back hosts that nobody uses and this run cannot. Returns whether there was one."""
+        unfit = await self._in_thread(lambda: self._renter().unfit(self._work.hours))
+        reason = "it was made with something else, or is near its end, and another is needed"
+        return any([await self._try_to_give_back(record, reason) for record in unfit])
+
+    def _check_cost(self) -> None:
+        """Raises Budget where the hosts cost by now what the batch may cost in all."""
+        spent, most = sum(self.cost().values()), self._work.max_cost
+        if most is not None and spent >= most:
+            raise Budget(
+                f"the hosts of fleet {self._rules.name} cost ${spent:.2f}, and the cap is ${most:.2f}"
+            )
+
+    async def _ask(self, found: RentedHost) -> bool | str:
+        self._check_cost()
         host = rented_host(self._pattern, found.record, found.box)
         if host is None:
             return False
         token = self._client.token(found.record.lease)
         loaded = await ask_agent(found.box, token)
         await touch(found.box, token)  # its boot may take longer than its lease
-        return await probe.ask(host, token) if loaded is True else loaded
+        if loaded is not True:
+            return loaded
+        return self._judged(found, await self._work.probe.ask(host, token))
+
+    def _judged(self, found: RentedHost, answer: bool | str) -> bool | str:
+        """What a host answered, in the light of what it and others have: a fault that follows us is ours."""
+        if isinstance(answer, Lacks) and has_agent(found.box):
+            # All its models are loaded: what it lacks now it is not going to get.
+            since = self._lacking.setdefault(found.record.lease, time.time())
+            return Never(answer) if time.time() - since > scaled(LACKS_SECONDS) else answer
+        if isinstance(answer, Suspect):
+            self._suspects.add(found.record.lease)
+            return Never(f"{answer}; so did another host") if len(self._suspects) > 1 else answer
+        return answer
 
     def _use(self, found: RentedHost, *, is_ours: bool) -> Host:
         host = rented_host(self._pattern, found.record, found.box)
@@ -279,6 +419,7 @@ class Rental:
                 RecordedEngine(name=engine.name, kind=engine.kind, port=engine.port, slots=engine.slots)
                 for engine in self._pattern.engines
             ),
+            serves=self._serves,
             outfit=self._outfitter.outfit,
             more_ports=self._outfitter.ports,
             owner=self._owner,
@@ -313,7 +454,7 @@ class Rental:
             seconds: how long others, who may be dead, are waited for.
             server_is_gone: whether the Prefect server has been away for so long that every run gives up.
         """
-        self._stop.clear()
+        await self._stop_boots()
         if not server_is_gone and await self._locks.is_there():
             for host in list(self._leases):
                 await self._leave(host)
@@ -321,10 +462,13 @@ class Rental:
         # What others left is waited for by nobody.
         others = not (server_is_gone or seconds)
         for record in await self._to_give_back(keep=keep, others=others):
-            try:
-                await self._give_back(record, reason, seconds, server_is_gone=server_is_gone)
-            except CallsheetError as fault:
-                tell(f"host {record.host_name} is left to the reaper: {reason_of(fault)}")
+            await self._try_to_give_back(record, reason, seconds, server_is_gone=server_is_gone)
+
+    async def _stop_boots(self) -> None:
+        """Waits for no host any more that is on its way; those that were ordered are given back with the others."""
+        await self._boots.cancel()
+        self._left_out.clear()
+        self._stop.clear()
 
     async def _to_give_back(self, *, keep: bool, others: bool) -> list[HostRecord]:
         now = time.time()
@@ -355,66 +499,32 @@ class Rental:
         ]
         return [record for record in mine if not (keep and record.state == "ready")]
 
+    async def _try_to_give_back(
+        self, record: HostRecord, reason: str, seconds: float = 0.0, *, server_is_gone: bool = False
+    ) -> bool:
+        """Gives a host back, where no other run uses it. Returns whether it is gone; the reaper sees to it where not."""
+        try:
+            return await self._give_back(record, reason, seconds, server_is_gone=server_is_gone)
+        except CallsheetError as fault:
+            tell(f"host {record.host_name} is left to the reaper: {reason_of(fault)}")
+            return False
+
     async def _give_back(
         self, record: HostRecord, reason: str, seconds: float, *, server_is_gone: bool
-    ) -> None:
+    ) -> bool:
         patience = BUSY_SECONDS if record.host_name in self._stale else max(seconds, BREATH_SECONDS)
         alone = alone_with(record.host_name, self._locks, patience)
         async with contextlib.nullcontext(True) if server_is_gone else alone as is_ours:
             if not is_ours:
                 tell(f"host {record.host_name} is used by another run, which gives it back", logging.INFO)
-                return
+                return False
             await self._in_thread(lambda: self._renter().give_back(record, reason))
         if use := self._uses.get(record.host_name):
             use.until = time.time()
         tell(f"host {record.host_name} is given back: {reason}", logging.INFO)
         await asyncio.to_thread(self._outfitter.forget, record.lease)
         await forget_host(record.host_name)
-
-
-@asynccontextmanager
-async def alone_with(host: str, locks: Locks, seconds: float = 0.0) -> AsyncIterator[bool]:
-    """Holds a host against every run, so that none works on it or begins to; False where another uses it.
-
-    False, too, where the server does not answer: others may be at work, and go on once it does.
-    """
-    until = time.monotonic() + seconds  # leases of a server know no scale
-    lease: Lease | None = None
-    while lease is None:
-        # Asked first: Prefect's client asks a server that is away for a minute, one request after the other.
-        if await locks.is_there():
-            lease = await locks.take_now(use_limit(host), USERS, of=USERS)
-        if lease is not None or time.monotonic() >= until:
-            break
-        await asyncio.sleep(scaled(POLL_SECONDS))
-    try:
-        yield lease is not None
-    finally:
-        if lease is not None:
-            await locks.release(lease)
-
-
-def server_id() -> str:
-    """Which Prefect server knows of this run.
-
-    Our own, which a run brings along, keep their limits in one database for each home of a machine.
-    """
-    url = str(get_current_settings().api.url or "")
-    here = platform.node()
-    if os.environ.get("PREFECT_API_URL"):
-        is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-        return f"{here} {url}" if is_local else url
-    return f"{here} {os.environ.get('CALLSHEET_HOME', '')}"
-
-
-async def forget_host(host: str) -> None:
-    """Deletes the limits of a host that is gone, where the server can be asked."""
-    with contextlib.suppress(*_AWAY):
-        async with get_client() as client:
-            if await client.api_healthcheck() is not None:
-                return
-            for prefix in host_limits(host):
-                await forget_limits(client, prefix)
+        return True
 
 
 @asynccontextmanager
@@ -488,19 +598,3 @@ async def give_back_of(owner: str, fleet: Fleet, store: Store, reason: str) -> N
     client = await open_account(fleet.account)
     async with Locks({}) as locks:
         await Rental(fleet, store, client, owner, locks).give_back(reason, seconds=BUSY_SECONDS)
-
-
-async def _all(*work: Any) -> list[Any]:
-    """What each came to, errors of ours included; where one is cancelled, or fails otherwise, all are awaited."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        came = await asyncio.gather(*tasks, return_exceptions=True)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        raise
-    for one in came:
-        if isinstance(one, BaseException) and not isinstance(one, CallsheetError):
-            raise one
-    return came

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from callsheet.errors import Budget, HostFault, StoreFault
+from callsheet.errors import BadInput, Budget, HostFault, StoreFault
 from callsheet.hosts import HostBook, HostLabel, HostRecord, RecordedEngine
 from callsheet.reaper import Reaper
 from callsheet.rent_rules import RentRules
@@ -16,6 +16,7 @@ from callsheet.renting import Renter
 from callsheet.store import LocalFolder
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import AuthError, CreditExhausted, Instance, VastError
+from callsheet.verdicts import Lacks, Never
 from tests.callsheet.test_hosts import record, records
 from tests.fakes.vast import KEY, Fault, Vast
 
@@ -51,11 +52,12 @@ def warned() -> list[str]:
 
 @pytest.fixture
 def renter(vast: Vast, client: VastClient, book: HostBook, warned: list[str]) -> Callable[..., Renter]:
-    def make(client: Any = client, book: Any = book, **more: Any) -> Renter:
+    def make(client: Any = client, book: Any = book, serves: str = "", **more: Any) -> Renter:
         return Renter(
             client,
             book,
             RULES.model_copy(update=more),
+            serves=serves,
             engines=(RecordedEngine(name="comfyui", kind="comfyui", port=8188, slots=1),),
             now=lambda: vast.now,
             sleep=lambda _: vast.advance(60.0),
@@ -169,7 +171,7 @@ def test_an_image_that_is_not_there_is_not_tried_on_every_machine(vast: Vast, re
     for _ in range(3):
         vast.offer()
     vast.fate = lambda offer: "bad image"
-    with pytest.raises(VastError, match=r"image comfy:1: .*manifest unknown"):
+    with pytest.raises(BadInput, match=r"image comfy:1: .*manifest unknown; no other host is rented"):
         renter().rent(1.0, runs)
     assert (len(vast.boxes), vast.billable()) == (1, [])
 
@@ -385,6 +387,46 @@ def test_hosts_of_another_server_are_not_shared(vast: Vast, renter: Any, book: H
     book.change(host.record.lease, ("ready",), state="booting", booting_until=vast.now + 300)
     with pytest.raises(Budget):
         renter().rent(1.0, runs)
+
+
+def test_hosts_made_with_something_else_are_of_no_use(vast: Vast, renter: Any, book: HostBook) -> None:
+    """A host with the old image would make takes of the old image, under the keys of the new."""
+    vast.offer()
+    vast.offer()
+    old = renter(serves="old").rent(1.0, runs).record
+    assert renter(serves="new").reuse() is None
+    assert [record.lease for record in renter(serves="new").unfit(1.0)] == [old.lease]
+    again = renter(serves="old").reuse()
+    assert (again.record.lease, renter(serves="old").unfit(1.0)) == (old.lease, [])
+    # Neither one that boots and that nobody waits for, nor, at the cap, one that another waits for.
+    for until in (0.0, vast.now + 300):
+        book.change(old.lease, ("ready", "booting"), state="booting", booting_until=until)
+        with pytest.raises(Budget):
+            renter(serves="new").order(1.0)
+        assert renter(serves="old").order(1.0).lease == old.lease
+
+
+def test_a_host_whose_end_is_near_is_of_no_use_for_long_work(vast: Vast, renter: Any) -> None:
+    vast.offer()
+    host = renter(max_hours=6.0).rent(1.0, runs)
+    vast.advance(2 * HOUR)
+    assert renter(max_hours=6.0).reuse(hours=5.0) is None
+    assert [record.lease for record in renter(max_hours=6.0).unfit(5.0)] == [host.record.lease]
+    assert renter(max_hours=6.0).reuse(hours=3.0) is not None
+
+
+@pytest.mark.parametrize("answer", [Never("voice anna has no recording"), Lacks("it has not got x.gguf")])
+def test_what_no_host_will_ever_do_is_paid_for_once(
+    vast: Vast, renter: Any, book: HostBook, answer: str
+) -> None:
+    for _ in range(3):
+        vast.offer()
+    with pytest.raises(BadInput, match=f"{answer}; no other host is rented"):
+        renter().rent(1.0, lambda waiting, box: answer)
+    (kept,) = records(book)
+    assert (len(vast.boxes), vast.billable(), kept.failed_boot) == (1, [], False), (
+        "its machine is as good as any"
+    )
 
 
 def test_a_market_without_a_good_offer_is_told(vast: Vast, renter: Any) -> None:

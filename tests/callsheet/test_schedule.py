@@ -360,3 +360,47 @@ def test_bad_output_is_not_the_queues_business() -> None:
     queue.take(A)
     queue.give_up(one, Failure.of(one, BadOutput("black")))
     assert queue.failures["one"].reason == "black"
+
+
+def test_what_only_a_host_on_its_way_can_do_waits_for_it() -> None:
+    queue = StepQueue([step("s")], [A])
+    queue.expect([B])
+    taken = queue.take(A)
+    assert taken is not None
+    queue.fail(taken, A, Transient("reset"))
+    assert (queue.failures, queue.take(A), queue.expects_work()) == ({}, None, True)
+    queue.join([B])
+    queue.expect([])
+    again = queue.take(B)
+    assert again is not None
+    queue.complete("s")
+    assert queue.is_empty
+
+
+def test_a_host_that_does_not_come_after_all_is_waited_for_no_more() -> None:
+    queue = StepQueue([step("s"), step("t")], [A])
+    queue.expect([B])
+    queue.quarantine("a", "it burns")
+    assert queue.failures == {}
+    queue.expect([])
+    assert {failure.reason for failure in queue.failures.values()} == {
+        "no host is left for comfyui (a: it burns)"
+    }
+    assert not queue.expects_work()
+
+
+def test_in_place_of_a_host_that_is_left_out_another_may_come() -> None:
+    queue = StepQueue([step("s"), step("t")], [A])
+    asked: list[str] = []
+
+    def replacement(host: str) -> list[Lane]:
+        asked.append(host)
+        return [B]
+
+    queue.replacement = replacement
+    queue.take(A)
+    queue.quarantine("a", "it burns")
+    queue.quarantine("a", "it burns, another lane of it says")
+    assert (asked, queue.failures, queue.take(A), queue.is_idle(A)) == (["a"], {}, None, True)
+    queue.join([B])
+    assert queue.take(B) is not None

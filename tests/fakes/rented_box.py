@@ -31,10 +31,21 @@ class Portal(BackgroundServer):
         parts = urlsplit(upstream)
         self._upstream, self._token = (parts.hostname, parts.port), token
         self.is_up, self.passed, self.refused = True, 0, 0
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._open: set[asyncio.Task[None] | None] = set()
         super().__init__()
 
+    def cut(self) -> None:
+        """The engine is gone, and with it every connection that it had."""
+
+        def cut() -> None:
+            for task in filter(None, self._open):
+                task.cancel()
+
+        self.is_up = False
+        self._loop.call_soon_threadsafe(cut)
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(asyncio.current_task())
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             if not self.is_up:
@@ -45,9 +56,10 @@ class Portal(BackgroundServer):
             else:
                 self.passed += 1
                 await self._pass_on(head, reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
+            self._open.discard(asyncio.current_task())
             writer.close()
 
     async def _pass_on(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,7 +102,7 @@ class Boxes:
 
     def _destroyed(self, box: Box) -> None:
         if portal := self.portals.get(box.id):
-            portal.is_up = False
+            portal.cut()
 
     def close(self) -> None:
         for portal in self.portals.values():

@@ -24,7 +24,7 @@ from flows.produce import give_hosts_back, produce
 from flows.provision import ProvisionParameters, provision
 from flows.reap import ReapParameters, reap
 from tasks.locks import read_limits
-from tasks.rented import server_id
+from tasks.host_use import server_id
 from tests.callsheet.test_hosts import record, records
 from tests.fakes.rented_box import Boxes
 from tests.fakes.vast import KEY, Vast
@@ -389,3 +389,19 @@ async def test_the_sweep_is_scheduled_from_the_command_line(prefect_api: str, tm
     httpx.delete(f"{prefect_api}/api/deployments/{found['id']}").raise_for_status()
     assert [one["schedule"]["interval"] for one in found["schedules"]] == [300.0]
     assert ReapParameters(**found["parameters"]["parameters"]).store == str(tmp_path / "out")
+
+
+@pytest.mark.slow
+async def test_a_host_that_was_made_with_something_else_makes_room(
+    studio: Callable[..., Studio], vast: Vast, boxes: Boxes
+) -> None:
+    """The image was changed while a host with the old one is kept, and the cap is one host."""
+    vast.offer()
+    vast.offer()
+    mine = studio("keep_minutes = 20")
+    await mine.run(LINE)
+    (old,) = vast.billable()
+    mine.fleet.write_text(mine.fleet.read_text("utf-8").replace("comfy:1", "comfy:2"), "utf-8")
+    await mine.run(LINE | {"text": "Another line."})
+    (new,) = vast.billable()
+    assert (new.order["image"], old.gone is not None) == ("comfy:2", True)

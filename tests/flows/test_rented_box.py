@@ -183,3 +183,13 @@ async def test_a_store_with_a_torn_list_of_models_rents_nothing(
     outcome = await make()
     assert "models/manifest.json is no list of models" in str(outcome)
     assert vast.boxes == {}
+
+
+async def test_a_model_that_the_store_has_not_got_is_told_before_anything_is_rented(
+    vast: Vast, boxes: StartedBoxes, bucket: Any, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    put_model(bucket, tmp_path.name, "0" * 64)
+    bucket.delete_object(Bucket="rented", Key=f"{tmp_path.name}/models/unet/x.gguf")
+    outcome = await make()
+    assert "names unet/x.gguf; found nothing at models/unet/x.gguf, expected" in str(outcome)
+    assert vast.boxes == {}
