@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -190,6 +191,10 @@ def record_path(lease: str) -> str:
     return f"hosts/{lease}.json"
 
 
+def _log_path(lease: str) -> str:
+    return f"hosts/{lease}.log"
+
+
 #: Names the book: a label says in which its host is written down.
 _BOOK_PATH = "hosts/book"
 
@@ -214,8 +219,9 @@ def rented_host(pattern: Host, record: HostRecord, box: Instance) -> Host | None
 class HostBook:
     """The records of a store."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, at_once: int = 8) -> None:
+        """``at_once``: so many records are read at the same time; each is a request where the store is a bucket."""
+        self._store, self._at_once = store, at_once
 
     def id(self) -> str:
         """Eight characters that no other book has; given to a new one.
@@ -267,25 +273,37 @@ class HostBook:
         Raises:
             StoreFault: it cannot be told which there are.
         """
-        records, unreadable = {}, {}
-        for file in self._store.list("hosts/"):
-            lease = file.path.removeprefix("hosts/").removesuffix(".json")
-            if not re.fullmatch(r"[0-9a-f]{12}", lease):
-                continue
+
+        def read(lease: str) -> HostRecord | StoreFault | None:
             try:
-                record = self.read(lease)
+                return self.read(lease)
             except StoreFault as fault:
-                unreadable[lease] = str(fault)
-            else:
-                if record is not None:
-                    records[lease] = record
-        return Hosts(records, unreadable)
+                return fault
+
+        names = (
+            file.path.removeprefix("hosts/").removesuffix(".json") for file in self._store.list("hosts/")
+        )
+        leases = [name for name in names if re.fullmatch(r"[0-9a-f]{12}", name)]
+        if self._at_once > 1 and len(leases) > 1:
+            with ThreadPoolExecutor(self._at_once) as pool:
+                found = dict(zip(leases, pool.map(read, leases), strict=True))
+        else:
+            found = {lease: read(lease) for lease in leases}
+        return Hosts(
+            {lease: record for lease, record in found.items() if isinstance(record, HostRecord)},
+            {lease: str(fault) for lease, fault in found.items() if isinstance(fault, StoreFault)},
+        )
 
     def keep_log(self, lease: str, text: str) -> str:
         """Keeps what a host wrote before it was given up. Returns the path in the store."""
-        path = f"hosts/{lease}.log"
+        path = _log_path(lease)
         self._store.put(path, text.encode())
         return path
+
+    def forget(self, lease: str) -> None:
+        """Removes a record that nobody needs any more, and what was kept beside it."""
+        self._store.delete(_log_path(lease))
+        self._store.delete(record_path(lease))
 
     def change(self, lease: str, states: Collection[HostState], **changes: Any) -> HostRecord | None:
         """Changes a record that is in one of ``states``; None where it is in another, or gone.

@@ -29,6 +29,8 @@ ILL_SECONDS = 10 * 60.0
 LATE_SECONDS = 10 * 60.0
 #: A host in use that is in no list for so long does not come back: its record is closed.
 CLOSED_SECONDS = 3600.0
+#: How long the record of a host that is gone is kept after its label's end, for whoever wants to know what happened.
+FORGET_SECONDS = 3 * 86_400.0
 #: More than these are destroyed at once by nobody but a person, unless their time is over or they were given back:
 #: more likely than so many orphans is a mistake of ours.
 AT_MOST = 20
@@ -124,6 +126,7 @@ class Reaper:
             if known is not None:
                 self._note_health(sweep, known)
                 self._close(sweep, known, boxes)
+                self._forget(sweep, known)
         else:
             self._allowed(sweep)
         return sweep
@@ -268,6 +271,18 @@ class Reaper:
                 self._change(sweep, record, missing_since=now)
             elif now - record.missing_since > CLOSED_SECONDS:
                 self._change(sweep, record, state="ended", reason="no list has had its box for an hour")
+
+    def _forget(self, sweep: Sweep, known: _Known) -> None:
+        """Removes records that are over for long: no box of theirs may live, and their machines may be tried again."""
+        if self._book is None:
+            return
+        for record in known.records.values():
+            is_old = self._now() - max(record.ends, record.made) > FORGET_SECONDS
+            if record.state == "ended" and is_old and self._fleet in ("", record.fleet):
+                try:
+                    self._book.forget(record.lease)
+                except StoreFault as fault:
+                    sweep.faults.append(str(fault))
 
     def _change(self, sweep: Sweep, record: HostRecord, **changes: object) -> None:
         if self._book is None:

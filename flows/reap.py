@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.store import open_store
 from blocks.vast import open_account
-from callsheet.errors import CallsheetError, StoreFault
+from callsheet.errors import CallsheetError, StoreFault, reason_of
 from callsheet.hosts import HostBook
 from callsheet.reaper import AT_MOST, Reaper, Sweep
 from flows.deploying import deployed
-from tasks.idle import drain_idle, forget_hosts
+from tasks.host_use import AWAY
+from tasks.idle import drain_idle, forget_ended
 
 #: How often the scheduled sweep comes.
 EVERY = datetime.timedelta(minutes=5)
@@ -69,11 +70,11 @@ async def reap(parameters: ReapParameters) -> State[Any]:
         return Failed(message=f"nothing was looked at: {error}", data=error)
     if sweep.doomed or not sweep.is_clean:
         await _tell(sweep)
-    if not parameters.dry_run and sweep.doomed:
+    if not parameters.dry_run:
         try:
-            await forget_hosts((await asyncio.to_thread(book.hosts)).records.values())
-        except StoreFault as fault:
-            sweep.faults.append(str(fault))
+            await forget_ended(book)
+        except (StoreFault, *AWAY) as fault:
+            sweep.faults.append(reason_of(fault))
     message = f"{len(sweep.kept)} hosts kept, {len(sweep.destroyed)} destroyed, {sweep.foreign} not ours"
     if sweep.is_clean:
         return Completed(message=message, data=sweep)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -34,7 +34,7 @@ async def drain_idle(
     """Drains the hosts that were idle for as long as their rules keep them. Returns their records as they are then."""
     drained = []
     try:
-        used = await _used_hosts()
+        used = {host for host, in_use in (await _limited_hosts()).items() if in_use}
         records = (await asyncio.to_thread(book.hosts)).records
     except (httpx.HTTPError, TimeoutError, StoreFault) as error:
         tell(f"whether hosts are idle is not known: {reason_of(error)}")
@@ -59,15 +59,15 @@ async def drain_idle(
     return drained
 
 
-async def _used_hosts() -> set[str]:
-    """The rented hosts that some run uses."""
+async def _limited_hosts() -> dict[str, bool]:
+    """The rented hosts that the server has a limit for, and whether some run uses them."""
     start = use_limit("")
     async with get_client() as client:
         limits = await read_limits(client)
     return {
-        limit.name.removeprefix(start)
+        limit.name.removeprefix(start): bool(limit.active_slots)
         for limit in limits
-        if limit.name.startswith(start) and limit.active_slots
+        if limit.name.startswith(start)
     }
 
 
@@ -101,8 +101,15 @@ async def _drain(book: HostBook, record: HostRecord, now: float) -> list[HostRec
     return [changed]
 
 
-async def forget_hosts(records: Iterable[HostRecord]) -> None:
-    """Deletes the limits of hosts that are gone."""
-    for record in records:
-        if record.state == "ended":
+async def forget_ended(book: HostBook) -> None:
+    """Deletes the limits of hosts that are gone, where the server has any.
+
+    Raises:
+        StoreFault: the records cannot be read.
+    """
+    known = await _limited_hosts()
+    if not known:
+        return
+    for record in (await asyncio.to_thread(book.hosts)).records.values():
+        if record.state == "ended" and record.host_name in known:
             await forget_host(record.host_name)

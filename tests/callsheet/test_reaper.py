@@ -399,3 +399,23 @@ def test_whatever_fails_nothing_of_ours_outlives_its_label_and_nobody_elses_is_t
         # Two hours of a box at most, and what a lost sweep or two cost.
         assert all(one.spent <= 2.4 * 0.43 for one in vast.boxes.values() if one is not foreign)
         assert all(one.state == "ended" for one in records(book))
+
+
+def test_what_is_over_for_long_is_forgotten(vast: Vast, book: HostBook, sweep: Any, tmp_path: Path) -> None:
+    """The label's end is long past, so no box of it may live; machines are remembered for a day."""
+    old, young, alive = (HostLabel.new("studio", book.id(), vast.now + n, 3600) for n in range(3))
+    for label in (old, young):
+        book.write(record(label, state="ended"))
+        book.keep_log(label.lease, "its last lines")
+    vast.advance(3600 + 3 * 86_400 + 1)
+    book.change(young.lease, ("ended",), ends=vast.now - 60)
+    book.write(record(alive, state="draining"))
+    assert sweep().is_clean
+    assert {path.name for path in (tmp_path / "hosts").iterdir()} >= {
+        "book",
+        f"{young.lease}.json",
+        f"{young.lease}.log",
+    }
+    assert book.read(old.lease) is None
+    assert not (tmp_path / f"hosts/{old.lease}.log").exists()
+    assert book.read(alive.lease) is not None

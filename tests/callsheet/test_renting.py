@@ -505,7 +505,7 @@ def test_killed_anywhere_nothing_is_lost_and_never_two_are_rented(
         book.write(record(HostLabel.new("studio", book.id(), vast.now - 9e6, 1), state="ended"))
         mortal = {
             "client": Mortal(client, life, after=after),
-            "book": HostBook(Mortal(store, life, after=after)),  # type: ignore[arg-type]
+            "book": HostBook(Mortal(store, life, after=after), at_once=1),  # type: ignore[arg-type]
         }
         vast.offers.clear()
         for _ in range(4):
@@ -542,7 +542,7 @@ def test_killed_and_never_begun_again_the_reaper_alone_puts_it_right(
         with suppress(Killed):
             renter(
                 client=Mortal(client, life, after=after),
-                book=HostBook(Mortal(store, life, after=after)),  # type: ignore[arg-type]
+                book=HostBook(Mortal(store, life, after=after), at_once=1),  # type: ignore[arg-type]
             ).rent(1.0, runs)
         spent = vast.spent
         until = vast.now + (RULES.max_hours + 0.3) * HOUR
