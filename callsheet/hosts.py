@@ -199,14 +199,22 @@ def _log_path(lease: str) -> str:
 _BOOK_PATH = "hosts/book"
 
 
-def rented_host(pattern: Host, record: HostRecord, box: Instance) -> Host | None:
-    """A box as a host of the fleet; None while a port of it cannot be reached yet."""
+def rented_host(pattern: Host, record: HostRecord, box: Instance, proxy: str = "") -> Host | None:
+    """A box as a host of the fleet; None while a port of it cannot be reached yet.
+
+    Args:
+        proxy: the form of its addresses (`RentRules.proxy`); empty: the box's own, by its map of ports.
+    """
     engines = []
     for engine in pattern.engines:
         outside = box.ports.get(engine.port)
-        if not box.address or outside is None:
+        if proxy:
+            url = proxy.replace("{instance}", str(box.id)).replace("{port}", str(engine.port))
+        elif box.address and outside is not None:
+            url = f"http://{box.address}:{outside}"
+        else:
             return None
-        engines.append(engine.model_copy(update={"url": f"http://{box.address}:{outside}"}))
+        engines.append(engine.model_copy(update={"url": url}))
     return pattern.model_copy(
         update={
             "name": record.host_name,

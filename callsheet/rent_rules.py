@@ -7,6 +7,7 @@ rules.cost(offer, hours=2.5)         # $ that the work costs there, with what is
 from __future__ import annotations
 
 import math
+import re
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -76,6 +77,11 @@ class RentRules(BaseModel):
         pattern="^/",
         description="Folder in the host that the models of the store go to.",
     )
+    proxy: str = Field(
+        default="",
+        description="Form of a port's address at a proxy that passes it on, such as "
+        "https://{instance}-{port}.proxy.vast.ai; the host's own address and map of ports where empty.",
+    )
     start: str = Field(
         default="entrypoint.sh", description="Command that starts the image's engines; none where empty."
     )
@@ -85,6 +91,13 @@ class RentRules(BaseModel):
     def _complete(self) -> RentRules:
         if not self.image and not self.template:
             raise ValueError("hosts to rent need an image or a template")
+        if self.proxy and not re.fullmatch(
+            r"https?://[^{}\s]*\{instance\}[^{}\s]*\{port\}[^{}\s]*", self.proxy
+        ):
+            raise ValueError(
+                f'proxy is "{self.proxy}"; expected an address with {{instance}} and {{port}}, such as '
+                "https://{instance}-{port}.proxy.vast.ai"
+            )
         if self.max_total_per_hour is not None and self.max_total_per_hour < self.max_per_hour:
             raise ValueError(
                 f"max_total_per_hour is {self.max_total_per_hour:g}; expected at least max_per_hour, {self.max_per_hour:g}"

@@ -141,7 +141,7 @@ class Rental:
     def fleet(self) -> Fleet:
         """The fleet with the hosts that this run uses."""
         uses = (use for use in self._uses.values() if use.until is None)
-        hosts = (rented_host(self._pattern, use.record, use.box) for use in uses)
+        hosts = (self._host(use.record, use.box) for use in uses)
         return self._fleet.with_hosts(host for host in hosts if host is not None)
 
     def cost(self) -> dict[str, float]:
@@ -366,7 +366,7 @@ class Rental:
 
     async def _ask(self, found: RentedHost) -> bool | str:
         self._check_cost()
-        host = rented_host(self._pattern, found.record, found.box)
+        host = self._host(found.record, found.box)
         if host is None:
             return False
         token = self._client.token(found.record.lease)
@@ -387,8 +387,11 @@ class Rental:
             return Never(f"{answer}; so did another host") if len(self._suspects) > 1 else answer
         return answer
 
+    def _host(self, record: HostRecord, box: Instance) -> Host | None:
+        return rented_host(self._pattern, record, box, self._rules.proxy)
+
     def _use(self, found: RentedHost, *, is_ours: bool) -> Host:
-        host = rented_host(self._pattern, found.record, found.box)
+        host = self._host(found.record, found.box)
         assert host is not None
         self._uses.setdefault(host.name, Use(found.record, found.box, time.time(), is_ours))
         return host
@@ -588,7 +591,7 @@ async def hosts_now(fleet: Fleet, store: Store) -> tuple[Fleet, dict[str, Secret
         box = boxes.get(record.instance or 0)
         if record.state != "ready" or box is None or fleet.rent is None or record.fleet != fleet.rent.name:
             continue
-        if host := rented_host(fleet.hosts[0], record, box):
+        if host := rented_host(fleet.hosts[0], record, box, fleet.rent.proxy):
             hosts[host.name], tokens[host.name] = host, client.token(record.lease)
     return fleet.with_hosts(hosts.values()), tokens
 

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callsheet.errors import BadInput, StoreFault
-from callsheet.hosts import HostBook, HostLabel, HostRecord, record_path
+from callsheet.fleet import Engine, Host
+from callsheet.hosts import HostBook, HostLabel, HostRecord, record_path, rented_host
 from callsheet.store import LocalFolder
-from callsheet.vastai_answers import LABEL_CHARACTERS
+from callsheet.vastai_answers import LABEL_CHARACTERS, Instance
 from tests.fakes.vast import ACCOUNT
 
 
@@ -86,6 +88,21 @@ def test_a_record_is_written_once_and_changed_where_it_is_as_thought(
     assert book.read(label.lease) == booting
     assert records(book) == [booting]
     assert book.change("0" * 12, ("creating",), state="ready") is None
+
+
+def test_a_host_is_reached_by_its_ports_or_through_a_proxy(label: HostLabel) -> None:
+    engine = Engine(kind="comfyui", revision="r", port=8188)
+    pattern, kept = Host(name="rented", engine=(engine,)), record(label, instance=7)
+    box = replace(Instance.of({"id": 7}), address="10.0.0.1", ports={8188: 41234})
+
+    def url(box: Instance, proxy: str = "") -> str | None:
+        host = rented_host(pattern, kept, box, proxy)
+        return host.engines[0].url if host else None
+
+    assert url(box) == "http://10.0.0.1:41234"
+    assert url(replace(box, ports={})) is None
+    proxy = "https://{instance}-{port}.proxy.vast.ai"
+    assert url(replace(box, ports={}), proxy) == "https://7-8188.proxy.vast.ai"
 
 
 def test_of_many_who_take_a_host_away_one_does(book: HostBook, label: HostLabel) -> None:

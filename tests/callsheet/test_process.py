@@ -38,7 +38,9 @@ async def test_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
             pass
 
 
-async def test_a_small_time_scale_does_not_hurry_the_start_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_small_time_scale_does_not_hurry_the_start_of_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.0001")
     async with served_by("gpu_service", "--draft", "--with-parent") as url:
         assert url.startswith("http://127.0.0.1:")

@@ -15,7 +15,7 @@ from callsheet.rent_rules import RentRules
 from callsheet.renting import Renter
 from callsheet.store import LocalFolder
 from callsheet.vastai import VastClient
-from callsheet.vastai_answers import AuthError, CreditExhausted, Instance, VastError
+from callsheet.vastai_answers import AuthError, CreditExhausted, Instance
 from callsheet.verdicts import Lacks, Never
 from tests.callsheet.test_hosts import record, records
 from tests.fakes.vast import KEY, Fault, Vast
@@ -456,7 +456,7 @@ def test_a_wrong_key_rents_nothing_and_forgets_nothing(vast: Vast, renter: Any, 
 @pytest.mark.parametrize(
     ("more", "said"),
     [({"image": ""}, "need an image or a template"), ({"max_total_per_hour": 0.1}, "expected at least max_per_hour"),
-     ({"name": "a b"}, "name")],
+     ({"name": "a b"}, "name"), ({"proxy": "https://{instance}.proxy.vast.ai"}, "with {instance} and {port}")],
 )  # fmt: skip
 def test_rules_that_contradict_themselves_are_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):

@@ -23,8 +23,8 @@ from callsheet.store import LocalFolder
 from flows.produce import give_hosts_back, produce
 from flows.provision import ProvisionParameters, provision
 from flows.reap import ReapParameters, reap
-from tasks.locks import read_limits
 from tasks.host_use import server_id
+from tasks.locks import read_limits
 from tests.callsheet.test_hosts import record, records
 from tests.fakes.rented_box import Boxes
 from tests.fakes.vast import KEY, Vast
