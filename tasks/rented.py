@@ -247,7 +247,9 @@ class Rental:
 
     async def _rent_instead(self, host: str) -> Host:
         await self._leave(host)
-        await self._try_to_give_back(self._uses[host].record, "it was left out of its batch")
+        use = self._uses[host]
+        await self._try_to_give_back(use.record, "it was left out of its batch")
+        use.until = use.until or time.time()  # another run may use it yet
         tell(f"rents another host of fleet {self._rules.name} in place of {host}", logging.INFO)
         return await self._rent()
 
@@ -321,6 +323,7 @@ class Rental:
                 await self._leave(record.host_name)
                 raise
             else:
+                self._booting.pop(record.host_name, None)
                 return self._use(host, is_ours=is_ours)
             finally:
                 if booted := self._booting.pop(record.host_name, None):

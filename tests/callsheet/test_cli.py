@@ -270,7 +270,7 @@ def engine_calls(proxy: FaultyProxy) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("takes", [1, 5, 9])
+@pytest.mark.parametrize("takes", [1, 9])
 def test_run_that_was_killed_goes_on_and_comes_to_the_same(
     write_script: Callable[..., Path],
     tmp_path: Path,
