@@ -113,7 +113,7 @@ class HostRecord(BaseModel):
         ready_at: since when it answers.
         ill_since: since when the provider says that it does not run.
         missing_since: since when whole lists have not got it.
-        failed_boot: whether it did not come up: its machine is left alone for a while.
+        failed_boot: whether it did not come up, or went wrong later: its machine is left alone for a while.
         reason: why it ended.
         nonce: of the last change: by it who wrote knows its own work again.
     """

@@ -120,8 +120,15 @@ class Renter:
         return (record.server, record.serves) == (self._server, self._serves)
 
     def unfit(self, hours: float) -> list[HostRecord]:
-        """Hosts that answer and are of no use for so much work: made with something else, or near their end."""
-        return [r for r in self._own() if r.state == "ready" and not self._is_fit(r, hours)]
+        """Hosts that answer and are of no use for so much work: made with something else, or near their end.
+
+        Those of another server are not among them: who uses them is not known here.
+        """
+        return [
+            r
+            for r in self._own()
+            if r.state == "ready" and r.server == self._server and not self._is_fit(r, hours)
+        ]
 
     def rent(self, hours: float, answers: Answers) -> RentedHost:
         """A new host that answers, for so many hours of work: orders and boots until one does.

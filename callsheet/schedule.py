@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from callsheet.errors import HostFault, name_of, policy_of, reason_of
+from callsheet.errors import HostFault, HostLacks, Refused, name_of, policy_of, reason_of
 from callsheet.fleet import SPEECH, Lane
 from callsheet.limits import vram_slots
 from callsheet.plan import ASSEMBLY, Demand, Step
@@ -48,6 +48,7 @@ class _Entry:
     refused_by: set[str] = field(default_factory=set)
     avoids: set[str] = field(default_factory=set)
     last_error: Failure | None = None
+    is_refused: bool = False
     pile: _Pile | None = None
     pushed: tuple[bool, float, int] | None = None
 
@@ -139,7 +140,7 @@ class StepQueue:
             self._give_up(step.key, failed)
         elif step.engine != ASSEMBLY and self._stopped is not None:
             self._give_up(step.key, self._stopped)
-        elif step.engine != ASSEMBLY and self.lanes and self._is_hopeless(step.demand):
+        elif step.engine != ASSEMBLY and self.lanes and self._is_hopeless(entry):
             self._give_up(step.key, self._no_host(step))
 
     def drop(self, key: str) -> None:
@@ -206,7 +207,7 @@ class StepQueue:
             Whether a lane is left that can take it; where none is, the step is still marked as running.
         """
         entry = self._entries.get(step.key)
-        if entry is None or self._stopped or self._is_hopeless(step.demand, entry.refused_by):
+        if entry is None or self._stopped or self._is_hopeless(entry):
             return False
         entry.running_on = None
         if avoid:
@@ -230,10 +231,11 @@ class StepQueue:
             self._give_up(step.key, failure)
             return
         entry.refused_by.add(lane.name)
+        entry.is_refused |= isinstance(error, HostLacks | Refused)
         self._place(entry)
         if policy.quarantine:
             self.quarantine(lane.host.name, reason_of(error))
-        elif self._is_hopeless(step.demand, entry.refused_by):
+        elif self._is_hopeless(entry):
             self._give_up(step.key, failure)
 
     def pass_on(self, step: Step, lane: Lane, error: BaseException) -> bool:
@@ -246,9 +248,10 @@ class StepQueue:
         if entry is None:
             return False
         entry.refused_by.add(lane.name)
+        entry.is_refused |= isinstance(error, HostLacks | Refused)
         if policy.quarantine:
             self.quarantine(lane.host.name, reason_of(error))
-        if not policy.other_lanes or self._stopped or self._is_hopeless(step.demand, entry.refused_by):
+        if not policy.other_lanes or self._stopped or self._is_hopeless(entry):
             return False
         entry.running_on = None
         self._place(entry)
@@ -278,7 +281,7 @@ class StepQueue:
         for key, entry in list(self._entries.items()):
             if entry.step.engine == ASSEMBLY or entry.running_on is not None:
                 continue
-            if self._is_hopeless(entry.step.demand, entry.refused_by):
+            if self._is_hopeless(entry):
                 self._give_up(key, entry.last_error or self._no_host(entry.step))
 
     def stop(self, failure: Failure, *, assembly: bool) -> None:
@@ -292,6 +295,11 @@ class StepQueue:
     def give_up(self, step: Step, failure: Failure) -> None:
         """Gives a step up, and with it all that needs it."""
         self._give_up(step.key, failure)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no engine is asked any more."""
+        return self._stopped is not None
 
     @property
     def is_empty(self) -> bool:
@@ -407,9 +415,11 @@ class StepQueue:
             if demand.suits(lane) and lane.host.name not in self.quarantined and lane.name not in but_for
         ]
 
-    def _is_hopeless(self, demand: Demand, but_for: Collection[str] = ()) -> bool:
-        """Whether no lane can take it, nor one that is on its way."""
-        return not self._lanes_for(demand, but_for) and not any(map(demand.suits, self._expected))
+    def _is_hopeless(self, entry: _Entry) -> bool:
+        """Whether no lane can take it, nor one that is on its way: those are like the ones that refused it."""
+        demand = entry.step.demand
+        is_expected = not entry.is_refused and any(map(demand.suits, self._expected))
+        return not is_expected and not self._lanes_for(demand, entry.refused_by)
 
     def _remove(self, key: str) -> _Entry | None:
         entry = self._entries.pop(key, None)

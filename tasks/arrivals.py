@@ -33,7 +33,8 @@ class Arrivals(Generic[T]):
 
     def _end(self, task: asyncio.Task[T]) -> None:
         self._tasks.discard(task)
-        self._ended.put_nowait(task)
+        if not task.cancelled():  # one that was cancelled does not come, and would cancel who waits
+            self._ended.put_nowait(task)
 
     async def next(self) -> T | CallsheetError:
         """Waits for the next outcome, for ever where nothing is on its way.
@@ -47,6 +48,12 @@ class Arrivals(Generic[T]):
         except CallsheetError as fault:
             return fault
 
+    async def ended(self) -> None:
+        """Waits until all that are on their way have ended; their outcomes are forgotten."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+        self._forget()
+
     async def cancel(self) -> None:
         """Ends all that are on their way, and waits until they have; their outcomes are forgotten."""
         tasks = set(self._tasks)
@@ -54,7 +61,8 @@ class Arrivals(Generic[T]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._forget()
+
+    def _forget(self) -> None:
         while not self._ended.empty():
-            task = self._ended.get_nowait()
-            if not task.cancelled():
-                task.exception()  # nobody is left to be told
+            self._ended.get_nowait().exception()  # nobody is left to be told

@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 
 from callsheet.errors import StoreFault, reason_of
 from callsheet.hosts import HostBook, HostRecord
-from callsheet.limits import use_limit
+from callsheet.limits import host_limits, use_limit
 from callsheet.vastai import VastClient
 from callsheet.vastai_answers import Instance
 from tasks.host_use import alone_with, forget_host, server_id
@@ -34,7 +34,7 @@ async def drain_idle(
     """Drains the hosts that were idle for as long as their rules keep them. Returns their records as they are then."""
     drained = []
     try:
-        used = {host for host, in_use in (await _limited_hosts()).items() if in_use}
+        used = await _used_hosts()
         records = (await asyncio.to_thread(book.hosts)).records
     except (httpx.HTTPError, TimeoutError, StoreFault) as error:
         tell(f"whether hosts are idle is not known: {reason_of(error)}")
@@ -59,15 +59,15 @@ async def drain_idle(
     return drained
 
 
-async def _limited_hosts() -> dict[str, bool]:
-    """The rented hosts that the server has a limit for, and whether some run uses them."""
+async def _used_hosts() -> set[str]:
+    """The rented hosts that some run uses."""
     start = use_limit("")
     async with get_client() as client:
         limits = await read_limits(client)
     return {
-        limit.name.removeprefix(start): bool(limit.active_slots)
+        limit.name.removeprefix(start)
         for limit in limits
-        if limit.name.startswith(start)
+        if limit.name.startswith(start) and limit.active_slots
     }
 
 
@@ -107,9 +107,10 @@ async def forget_ended(book: HostBook) -> None:
     Raises:
         StoreFault: the records cannot be read.
     """
-    known = await _limited_hosts()
-    if not known:
-        return
+    async with get_client() as client:
+        known = [limit.name for limit in await read_limits(client)]
     for record in (await asyncio.to_thread(book.hosts)).records.values():
-        if record.state == "ended" and record.host_name in known:
+        if record.state == "ended" and any(
+            name.startswith(prefix) for prefix in host_limits(record.host_name) for name in known
+        ):
             await forget_host(record.host_name)

@@ -51,6 +51,9 @@ async def _pull(production: Production, lane: Lane, turn: Turn) -> int:
     while step := await production.next_step(lane, turn):
         try:
             await _do(production, step, lane)
+        except Exception as error:  # a defect: the step is nobody's any more, and would be waited for
+            get_run_logger().exception("%s: %s", step.name, reason_of(error))
+            await settle_failure(production, step, lane, error)
         finally:
             await production.end_step(turn)
         done += 1
@@ -78,14 +81,17 @@ async def reach_engine(lane_name: str) -> None:
     await production.clients[production.lane(lane_name).engine_name].ready()
 
 
-async def _or_host_fault(error: Transient, lane: Lane) -> Exception:
+async def _or_host_fault(production: Production, error: Exception | None, lane: Lane) -> Exception | None:
     """What a step failed of several times, or a HostFault: its engine is not there any more, and the next steps would fail, too.
 
-    A machine that is going down refuses no connection: it breaks them, or a proxy before it answers for it.
+    A machine that is going down refuses no connection: it breaks them, or a proxy before it answers for it. Asked of rented
+    hosts alone: another comes in place of one that is left out, where a machine of one's own may come back.
     """
+    if production.rental is None or not isinstance(error, Transient):
+        return error
     try:
         await reach_engine.with_options(retry_delay_seconds=delays())(lane.name)
-    except CallsheetError as gone:
+    except Exception as gone:
         return HostFault(f"{reason_of(error)}; then its engine was not there: {reason_of(gone)}")
     return error
 
@@ -105,11 +111,10 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
         made = await run(step.name, step.key, lane.name)
     except Unreachable as error:
         failure = HostFault(f"{reason_of(error)}, after several tries")
-    except Transient as error:
-        failure = await _or_host_fault(error, lane)
     except Exception as error:  # whatever it was, it costs its shot and not the batch
         failure = error
     seconds = time.monotonic() - started if started is not None else 0.0
+    failure = await _or_host_fault(production, failure, lane)
     client = production.clients[lane.engine_name]
     if isinstance(client, ComfyUI):
         # What its prompts took by the host's clock, failed ones too; what they waited for others is not theirs.

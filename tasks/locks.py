@@ -19,7 +19,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -154,8 +154,17 @@ class Locks:
         self._limits.update(limits)
         try:
             await self._make_all()
-        except _AWAY as error:
+        except (
+            *_AWAY,
+            BadInput,
+            ObjectNotFound,
+        ) as error:  # such as a limit that a person keeps at 0 for a while
             run_logger().warning("the limits of a new host are not made yet: %s", reason_of(error))
+
+    def drop(self, limits: Collection[str]) -> None:
+        """Limits of a host that is given back: they are not made again."""
+        for name in limits:
+            self._limits.pop(name, None)
 
     async def is_there(self) -> bool:
         """Whether the server answers."""

@@ -9,8 +9,9 @@ import asyncio
 import os
 
 from callsheet.errors import Budget
+from callsheet.timing import scaled
 from tasks.assembly import assembly_bench
-from tasks.crew import Crew
+from tasks.crew import FETCH_SECONDS, Crew
 from tasks.production import Production
 
 
@@ -25,6 +26,8 @@ async def make_takes() -> None:
         async with Crew(production) as crew:
             await crew.work()
         if production.rental is not None:
+            # What is done may lie on the host yet, where the batch was stopped.
+            await production.fetched(scaled(FETCH_SECONDS))
             failures = production.batch.queue.failures.values()
             is_broke = any(failure.error == Budget.__name__ for failure in failures)
             await production.rental.give_back("its work is done", keep=not is_broke)

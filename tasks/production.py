@@ -183,9 +183,9 @@ class Production:
     async def join(self, host: Host) -> None:
         """Takes in a host that came while the batch is worked on; its lanes are the caller's to begin."""
         plan = self.batch.plan
-        fleet = plan.fleet.with_hosts((*plan.fleet.hosts, host))
-        await self.locks.add(limits_of(fleet))
-        lanes = list(fleet.with_hosts([host]).lanes())
+        fleet, new = plan.fleet.with_hosts((*plan.fleet.hosts, host)), plan.fleet.with_hosts([host])
+        await self.locks.add(limits_of(new))
+        lanes = list(new.lanes())
         async with self.changing() as batch:
             plan.fleet = fleet
             batch.queue.join(lanes)
@@ -397,6 +397,11 @@ class Production:
         """Waits for all that was started in the background."""
         while self._background:
             await asyncio.gather(*self._background)
+
+    async def fetched(self, seconds: float) -> None:
+        """Waits at most so long until what was made is fetched, checked and stored."""
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=seconds)
 
     def write_journal(self) -> None:
         """Writes down all takes committed so far, where there are new ones."""

@@ -13,6 +13,7 @@ switch. No two runs order at once, whichever machine they are on: a limit of the
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import logging
@@ -33,7 +34,7 @@ from callsheet.errors import BadInput, Budget, CallsheetError, HostFault, StoreF
 from callsheet.fleet import Fleet, Host, Lane
 from callsheet.hosts import HostBook, HostRecord, RecordedEngine, rented_host
 from callsheet.limits import USERS, use_limit
-from callsheet.renting import RentedHost, Renter
+from callsheet.renting import Answers, RentedHost, Renter
 from callsheet.store import Store
 from callsheet.timing import scaled
 from callsheet.vastai import VastClient
@@ -123,10 +124,17 @@ class Rental:
         self._work = Work(0.0, Probe(None, ()), None, 0)
         self._serves = ""
         self._lacking: dict[str, float] = {}
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, set[str]] = {}
         self._boots = Arrivals[Host]()
-        self._left_out: set[str] = set()
+        self._asked: set[concurrent.futures.Future[Any]] = set()
+        self._out: set[str] = set()
+        self._to_replace: set[str] = set()
         self._replacements = 0
+        self._departures = Arrivals[None]()
+        self._refused: list[HostRecord] = []
+        self._has_passed = False
+        #: Whether everything is given back because the Prefect server is gone.
+        self.gives_up = False
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(2 * self._rules.max_hosts + 4, thread_name_prefix="renting")
 
@@ -210,48 +218,60 @@ class Rental:
 
     def lanes_to_come(self) -> list[Lane]:
         """The lanes of a host that is on its way, as the fleet describes it; none where none is."""
-        is_coming = bool(self._boots or self._left_out)
+        is_coming = bool(self._boots or self._to_replace)
         return list(self._fleet.with_hosts([self._pattern]).lanes()) if is_coming else []
 
     async def arrival(self) -> Host | CallsheetError:
-        """Waits for the next host on its way: it answers, or why it does not come. Waits forever where none is.
-
-        Raises:
-            Exception: a defect.
-        """
-        came = await self._boots.next()
+        """Waits for the next host on its way: it answers, or why it does not come. Waits forever where none is."""
+        try:
+            came = await self._boots.next()
+        except Exception as defect:
+            run_logger().exception("a host does not come")
+            came = HostFault(f"a host does not come: {reason_of(defect)}")
         if isinstance(came, CallsheetError):
             tell(f"one host less: {reason_of(came)}")
         return came
 
-    # Replacing -----------------------------------------------------------------------------------
+    # Leaving out ---------------------------------------------------------------------------------
 
-    def note_left_out(self, host: str, hours: float) -> None:
-        """A host is left out, and so much work is left: where that is worth another, `replace` orders it.
+    def leave_out(self, host: str, hours: float) -> None:
+        """A host is left out, and so much work is left. Once nobody works on it, `let_go` is to be called.
 
         Each host that was wanted is replaced once on average, whatever is wrong.
         """
-        use = self._uses.get(host)
-        if not hours or use is None or use.until is not None or self._replacements >= self._work.hosts:
+        if host not in self._uses or host in self._out:
             return
-        there = sum(use.until is None for use in self._uses.values()) + len(self._boots)
-        if there - len(self._left_out) <= self._rules.hosts_for(hours):
+        self._out.add(host)
+        there = {name for name, use in self._uses.items() if use.until is None} - self._out
+        coming = len(self._boots) + len(self._to_replace)
+        if not hours or self._replacements >= self._work.hosts:
+            return
+        if len(there) + coming < self._rules.hosts_for(hours):
             self._replacements += 1
-            self._left_out.add(host)
+            self._to_replace.add(host)
 
-    def replace(self, host: str) -> None:
-        """Gives a host back that was left out, which nobody works on any more, and orders another in its place."""
-        if host in self._left_out:
-            self._left_out.discard(host)
+    def is_left_out(self, host: str) -> bool:
+        return host in self._out and self._uses[host].until is None
+
+    def let_go(self, host: str) -> None:
+        """Gives a host back that was left out, which nobody works on any more; where it is worth it another is ordered."""
+        if host in self._to_replace:
+            self._to_replace.discard(host)
             self._boots.begin(self._rent_instead(host))
+        else:
+            self._departures.begin(self._dismiss(host))
 
     async def _rent_instead(self, host: str) -> Host:
-        await self._leave(host)
-        use = self._uses[host]
-        await self._try_to_give_back(use.record, "it was left out of its batch")
-        use.until = use.until or time.time()  # another run may use it yet
+        await self._dismiss(host)
         tell(f"rents another host of fleet {self._rules.name} in place of {host}", logging.INFO)
         return await self._rent()
+
+    async def _dismiss(self, host: str) -> None:
+        use = self._uses[host]
+        await self._leave(host)
+        # Its machine is left alone for a while: what is cheapest once is cheapest again.
+        await self._try_to_give_back(use.record, "it was left out of its batch", is_bad=True)
+        use.until = use.until or time.time()  # another run may use it yet
 
     async def _reuse(self, count: int) -> list[Host]:
         hosts: list[Host] = []
@@ -269,6 +289,7 @@ class Rental:
                 tell(f"uses host {found.record.host_name} again", logging.INFO)
             else:
                 await self._leave(found.record.host_name)
+                self._refused.append(found.record)
                 tell(f"host {found.record.host_name} is rented and not used: {answer}")
         return hosts
 
@@ -292,18 +313,28 @@ class Rental:
         if lease is not None and not await self._locks.release(lease):
             self._stale.add(host)  # the server still counts it, for a minute at most
 
-    async def _rent(self) -> Host:
-        """One host that answers; as many offers are tried as the rules say."""
+    def _answers(self) -> Answers:
+        """What a thread that boots a host asks; this run's loop answers."""
         loop = asyncio.get_running_loop()
 
         def answers(record: HostRecord, box: Any) -> bool | str:
             asked = asyncio.run_coroutine_threadsafe(self._ask(RentedHost(record, box)), loop)
+            self._asked.add(asked)
             try:
                 return asked.result(timeout=PROBE_SECONDS)
             except TimeoutError:
                 asked.cancel()
                 return NotYet(f"it did not answer its probe within {PROBE_SECONDS:.0f} s")
+            except concurrent.futures.CancelledError:
+                raise Stopped from None
+            finally:
+                self._asked.discard(asked)
 
+        return answers
+
+    async def _rent(self) -> Host:
+        """One host that answers; as many offers are tried as the rules say."""
+        answers = self._answers()
         tried = []
         for _ in range(self._rules.attempts):
             record = await self._order()
@@ -319,8 +350,10 @@ class Rental:
                 await self._leave(record.host_name)
                 tried.append(str(fault))
                 tell(f"{fault}; takes another offer")
-            except CallsheetError:
+            except CallsheetError as fault:
                 await self._leave(record.host_name)
+                if is_ours:
+                    await self._try_to_give_back(record, reason_of(fault))
                 raise
             else:
                 self._booting.pop(record.host_name, None)
@@ -356,8 +389,11 @@ class Rental:
     async def _make_room(self) -> bool:
         """Gives back hosts that nobody uses and this run cannot. Returns whether there was one."""
         unfit = await self._in_thread(lambda: self._renter().unfit(self._work.hours))
-        reason = "it was made with something else, or is near its end, and another is needed"
-        return any([await self._try_to_give_back(record, reason) for record in unfit])
+        used = {use.record.lease for use in self._uses.values()}
+        reason = "it was made with something else, is near its end or not well, and another is needed"
+        useless = [record for record in (*unfit, *self._refused) if record.lease not in used]
+        self._refused.clear()
+        return any([await self._try_to_give_back(record, reason) for record in useless])
 
     def _check_cost(self) -> None:
         """Raises Budget where the hosts cost by now what the batch may cost in all."""
@@ -376,18 +412,26 @@ class Rental:
         loaded = await ask_agent(found.box, token)
         await touch(found.box, token)  # its boot may take longer than its lease
         if loaded is not True:
-            return loaded
-        return self._judged(found, await self._work.probe.ask(host, token))
+            return self._judged(found, loaded, "agent")
+        return self._judged(found, await self._work.probe.ask(host, token), "probe")
 
-    def _judged(self, found: RentedHost, answer: bool | str) -> bool | str:
-        """What a host answered, in the light of what it and others have: a fault that follows us is ours."""
+    def _judged(self, found: RentedHost, answer: bool | str, asked: str) -> bool | str:
+        """What a host answered, in the light of what it and others have: a fault that follows us is ours.
+
+        Where one host has what is asked for and does it, others that do not are at fault themselves.
+        """
+        if answer is True:
+            self._has_passed = True
+        if self._has_passed and isinstance(answer, str):
+            return NotYet(answer) if isinstance(answer, NotYet) else str(answer)
         if isinstance(answer, Lacks) and has_agent(found.box):
             # All its models are loaded: what it lacks now it is not going to get.
             since = self._lacking.setdefault(found.record.lease, time.time())
             return Never(answer) if time.time() - since > scaled(LACKS_SECONDS) else answer
         if isinstance(answer, Suspect):
-            self._suspects.add(found.record.lease)
-            return Never(f"{answer}; so did another host") if len(self._suspects) > 1 else answer
+            suspects = self._suspects.setdefault(asked, set())
+            suspects.add(found.record.lease)
+            return Never(f"{answer}; another host failed likewise") if len(suspects) > 1 else answer
         return answer
 
     def _host(self, record: HostRecord, box: Instance) -> Host | None:
@@ -411,10 +455,10 @@ class Rental:
                     self._leases[host] = again
 
     def _renter(self) -> Renter:
-        log = run_logger()
+        log, stop = run_logger(), self._stop
 
         def sleep(seconds: float) -> None:
-            if self._stop.wait(seconds):
+            if stop.wait(seconds):
                 raise Stopped
 
         return Renter(
@@ -443,7 +487,11 @@ class Rental:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             self._stop.set()
-            await asyncio.wait({work})
+            for asked in list(self._asked):
+                asked.cancel()
+            while not work.done():  # whoever is impatient and cancels again would leave it alone with a box
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({work})
             if not work.cancelled():
                 work.exception()
             raise
@@ -473,8 +521,10 @@ class Rental:
     async def _stop_boots(self) -> None:
         """Waits for no host any more that is on its way; those that were ordered are given back with the others."""
         await self._boots.cancel()
-        self._left_out.clear()
-        self._stop.clear()
+        await self._departures.ended()
+        self._to_replace.clear()
+        # A new one: what was told to stop and has not yet is told so still.
+        self._stop = threading.Event()
 
     async def _to_give_back(self, *, keep: bool, others: bool) -> list[HostRecord]:
         now = time.time()
@@ -503,20 +553,30 @@ class Rental:
             if record.state != "ended"
             and (record.lease in used or record.owner == self._owner or is_left(record))
         ]
-        return [record for record in mine if not (keep and record.state == "ready")]
+        # What is left out of a batch is kept for nobody.
+        kept = {record.lease for record in mine if keep and record.state == "ready"}
+        return [record for record in mine if record.lease not in kept or record.host_name in self._out]
 
     async def _try_to_give_back(
-        self, record: HostRecord, reason: str, seconds: float = 0.0, *, server_is_gone: bool = False
+        self,
+        record: HostRecord,
+        reason: str,
+        seconds: float = 0.0,
+        *,
+        server_is_gone: bool = False,
+        is_bad: bool = False,
     ) -> bool:
         """Gives a host back, where no other run uses it. Returns whether it is gone; the reaper sees to it where not."""
         try:
-            return await self._give_back(record, reason, seconds, server_is_gone=server_is_gone)
+            return await self._give_back(
+                record, reason, seconds, server_is_gone=server_is_gone, is_bad=is_bad
+            )
         except CallsheetError as fault:
             tell(f"host {record.host_name} is left to the reaper: {reason_of(fault)}")
             return False
 
     async def _give_back(
-        self, record: HostRecord, reason: str, seconds: float, *, server_is_gone: bool
+        self, record: HostRecord, reason: str, seconds: float, *, server_is_gone: bool, is_bad: bool
     ) -> bool:
         patience = BUSY_SECONDS if record.host_name in self._stale else max(seconds, BREATH_SECONDS)
         alone = alone_with(record.host_name, self._locks, patience)
@@ -524,7 +584,7 @@ class Rental:
             if not is_ours:
                 tell(f"host {record.host_name} is used by another run, which gives it back", logging.INFO)
                 return False
-            await self._in_thread(lambda: self._renter().give_back(record, reason))
+            await self._in_thread(lambda: self._renter().give_back(record, reason, failed_boot=is_bad))
         if use := self._uses.get(record.host_name):
             use.until = time.time()
         tell(f"host {record.host_name} is given back: {reason}", logging.INFO)
@@ -550,6 +610,8 @@ async def renting(fleet: Fleet, store: Store) -> AsyncIterator[Rental]:
             async with ended_by(is_lost):
                 yield rental
         except (asyncio.CancelledError, Exception) as error:
+            if rental.gives_up:
+                await asyncio.wait({watch})  # which is giving everything back
             reason = (
                 "the Prefect server is gone" if is_lost.is_set() else f"its run ended: {type(error).__name__}"
             )
@@ -578,6 +640,7 @@ async def _watch(rental: Rental, locks: Locks, is_lost: asyncio.Event) -> None:
         if await locks.is_there():
             answered = time.monotonic()
         elif time.monotonic() - answered > scaled(SERVER_SECONDS):
+            rental.gives_up = True
             await rental.give_back("the Prefect server is gone", server_is_gone=True)
             is_lost.set()
             return

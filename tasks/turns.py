@@ -49,6 +49,8 @@ async def run_lane(lane_name: str) -> None:
             if await is_ready(production, lane):
                 await _work(production, lane)
         except Exception as error:  # a defect of ours, or Prefect's: it costs the host and not the batch
+            if ends():
+                raise asyncio.CancelledError from error
             if isinstance(error, HostFault):
                 get_run_logger().error("%s: %s", lane.name, reason_of(error))
             else:
@@ -143,6 +145,8 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
                     await first()
         await work
     except Exception as error:
+        if ends():  # a slot that could not be given back hides that all is over
+            raise asyncio.CancelledError from error
         # The steps see to their own failures: this is the slot, which could not be had or given back.
         get_run_logger().warning("%s: no slot of the tag gpu: %s", lane.name, reason_of(error))
         await asyncio.sleep(scaled(POLL_SECONDS))
@@ -151,6 +155,12 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
         if not work.done():
             work.cancel()
             await asyncio.wait({work})
+
+
+def ends() -> bool:
+    """Whether this task was told to end, whatever it met since."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _needs_other_memory(lane: Lane, step: Step, share: Share | None) -> bool:

@@ -69,7 +69,7 @@ def translated_faults(engine: str) -> Iterator[None]:
         raise Unreachable(f"{engine}: no connection ({str(error) or type(error).__name__})") from error
     except httpx.TimeoutException as error:
         raise Transient(f"{engine}: no answer in time ({type(error).__name__})") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise Transient(f"{engine}: the connection broke ({str(error) or type(error).__name__})") from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise BadInput(f"{engine}: {error}") from error

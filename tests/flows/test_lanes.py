@@ -17,6 +17,7 @@ from callsheet.manifest import Manifest, ManifestLane, Summary
 from callsheet.parameters import ProduceParameters
 from callsheet.workflow import Workflow
 from flows.produce import produce
+from tests.fakes import speech_server
 from tests.fakes.comfyui_server import ComfyUIServer
 from tests.fakes.speech_server import SpeechServer, Spoken
 from tests.tasks.test_locks import forget_limits
@@ -234,3 +235,22 @@ async def test_a_lane_whose_lease_is_lost_takes_no_more_steps_until_it_has_anoth
     assert "the lease of lane:h:lighttts is lost" in caplog.text
     async with get_client() as client:
         assert (await client.read_global_concurrency_limit_by_name("lane:h:lighttts")).active_slots == 0
+
+
+@pytest.mark.slow
+async def test_a_clip_that_is_found_necessary_late_has_a_lane_though_all_pictures_are_there(
+    server: Any, run: Any, workflows: dict[str, Workflow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The narration was changed, and is spoken longer than was estimated: its clip is there, and does not cover it."""
+    slower, real = 1.0, speech_server.speech_seconds
+    monkeypatch.setattr(speech_server, "speech_seconds", lambda text, speed=1.0: real(text, speed) * slower)
+    shot = {"shot_id": "a", "visual": "wan_t2v", "prompt": "a lamp", "width": 256, "height": 256}
+    shot |= {"voice": "anna", "engine": "lighttts"}
+    with ComfyUIServer(workflows) as painter:
+        fleet = [host("h", engine("lighttts", server().url), engine("comfyui", painter.url))]
+        await run("b", fleet, [shot | {"text": "Hello there."}])
+        slower = 1.25
+        text = "The keeper lit the lamp at six, then went down to the sea."
+        async with asyncio.timeout(60):
+            summary = await run("b", fleet, [shot | {"text": text}])
+    assert (summary.done, summary.failed, summary.takes_made > 1) == (1, [], True)

@@ -391,6 +391,20 @@ async def test_the_sweep_is_scheduled_from_the_command_line(prefect_api: str, tm
     assert ReapParameters(**found["parameters"]["parameters"]).store == str(tmp_path / "out")
 
 
+async def test_at_the_cap_a_host_of_another_server_is_not_taken_for_a_useless_one(
+    studio: Callable[..., Studio], vast: Vast, boxes: Boxes
+) -> None:
+    """Somebody may be at work there, and this server cannot tell."""
+    vast.offer()
+    mine = studio()
+    label = HostLabel.new("studio", mine.book.id(), vast.now, 12 * 3600)
+    theirs = vast.made(vast.offer(), {"label": str(label), "disk": 80})
+    mine.book.write(record(label, state="ready", instance=theirs.id, server="another", serves="else"))
+    outcome = await mine.outcome(LINE)
+    assert isinstance(outcome, Budget), outcome
+    assert vast.billable() == [theirs]
+
+
 @pytest.mark.slow
 async def test_a_host_that_was_made_with_something_else_makes_room(
     studio: Callable[..., Studio], vast: Vast, boxes: Boxes

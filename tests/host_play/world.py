@@ -6,13 +6,12 @@ world.ours, world.answered, world.sweeps       # what happened
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from callsheet.hosts import HostBook, HostLabel, HostRecord, record_path
+from callsheet.hosts import MISSING_SECONDS, HostBook, HostLabel, HostRecord, record_path
 from callsheet.reaper import Reaper
 from callsheet.rent_rules import RentRules
 from callsheet.renting import Renter
@@ -55,8 +54,10 @@ class World:
         ours: boxes of this fleet and book, in the order in which they were made.
         over: when a lease's record was first written as given back.
         answered: leases whose record was ever ready.
-        disowned: boxes that were written down as gone after vast.ai had said, in whole and well-formed lists, that it has none;
-            two such sweeps on end cannot be told from the truth. They go all the same, but do not count for the cap.
+        missing: since when a lease's record says that no list has its box.
+        disowned: boxes that were written down as gone, or as missing for long, after vast.ai had said, in whole and well-formed
+            lists, that it has none; two such sweeps on end cannot be told from the truth. They go all the same, but do not
+            count for the cap.
         changes: when a lease's record was written by another than the reaper.
         spoiled: leases to which something happened that ends a host, whoever works on it.
         wrong: what should not have happened.
@@ -84,6 +85,7 @@ class World:
         self.answered: set[str] = set()
         self.spoiled: set[str] = set()
         self.torn: set[str] = set()
+        self.missing: dict[str, float] = {}
         self.disowned: set[int] = set()
         self.changes: dict[str, list[float]] = {}
         self.wrong: list[str] = []
@@ -201,26 +203,34 @@ class World:
     def _was_written(self, path: str, content: bytes, by: Actor) -> None:
         if path == "hosts/book":
             return
-        record = json.loads(content)
+        record = HostRecord.model_validate_json(content)
+        self.missing.pop(record.lease, None)
+        if record.missing_since is not None:
+            self.missing[record.lease] = record.missing_since
         if by.name != "reaper":
-            self.changes.setdefault(record["lease"], []).append(self.vast.now)
-        if record["state"] in ("draining", "ended"):
-            self.over.setdefault(record["lease"], self.vast.now)
-        if record["state"] == "ended" and self.lock_holds:
-            there = [box.id for box in self.vast.billable(record["label"])]
-            if there and self.vast.lies:
-                self.disowned.update(there)
-            elif there:
-                self.wrong.append(
-                    f"box {there} costs money, and is written down as ended: {record['reason']}"
-                )
-        if record["state"] == "ready":
-            self.answered.add(record["lease"])
+            self.changes.setdefault(record.lease, []).append(self.vast.now)
+        if record.is_over:
+            self.over.setdefault(record.lease, self.vast.now)
+        if record.state == "ended" and self.lock_holds:
+            for box in self.vast.billable(record.label):
+                if self.vast.lies and (by.name == "reaper" or self._is_hidden(box, record)):
+                    self.disowned.add(box.id)
+                else:
+                    self.wrong.append(
+                        f"box {box.id} costs money, and is written down as ended: {record.reason}"
+                    )
+        if record.state == "ready":
+            self.answered.add(record.lease)
 
     def was_given_back(self, record: HostRecord, began: float) -> None:
-        there = [box.id for box in self.vast.billable(record.label)]
-        if there and not any(lie >= began for lie in self.vast.lies):
-            self.wrong.append(f"box {there} costs money, and who gave it back was told that it is gone")
+        for box in self.vast.billable(record.label):
+            was_lied_to = any(lie >= began for lie in self.vast.lies)
+            if not (was_lied_to and self._is_hidden(box, record)):
+                self.wrong.append(f"box {box.id} costs money, and who gave it back was told that it is gone")
+
+    def _is_hidden(self, box: Box, record: HostRecord) -> bool:
+        """Whether who gives a box back has nothing but lists to go by. Otherwise it tells it to go, whatever they say."""
+        return box.fate == "invisible" or record.instance != box.id
 
     def _made(self, box: Box) -> None:
         label = HostLabel.read(box.label or "")
@@ -261,6 +271,11 @@ class World:
         return [box for box in self.vast.billable() if box.id in self.ours]
 
     def _watch(self) -> None:
+        if self.vast.lies:
+            long_since = self.vast.now - MISSING_SECONDS
+            self.disowned.update(
+                box.id for box in self.live() if self.missing.get(_label(box).lease, long_since) < long_since
+            )
         live = len([box for box in self.live() if box.id not in self.disowned])
         allowed = self.story.max_hosts
         if live <= allowed:
