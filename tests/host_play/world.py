@@ -257,7 +257,7 @@ class World:
         label = _label(box)
         busy = [
             actor.name
-            for actor, life in self.slots.holders(f"host:studio-{label.lease}")
+            for actor, life in self.slots.holders(f"{label.fleet}-{label.lease}")
             if actor is not self.stage.last and life == actor.life and not actor.is_done
         ]
         is_well = (
