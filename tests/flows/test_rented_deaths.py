@@ -68,8 +68,9 @@ def batch(tmp_path: Path, write_script: Callable[..., Path], boxes: Boxes) -> di
     rows = [
         {"shot_id": f"s{n}", "text": f"Line number {n} is spoken.", "voice": "anna"} for n in range(LINES)
     ]
-    # Time is real here: half a minute stands for the hours of a label.
-    fleet = FLEET.format(rules="max_hours = 0.012", revision=tmp_path.name)
+    # Time is real here: a minute stands for the hours of a label, of which the work is to take a part.
+    fleet = FLEET.format(rules="max_hours = 0.016\nboot_minutes = 0.6", revision=tmp_path.name)
+    fleet = fleet.replace("port = 8080", "port = 8080\nrelative_speed = 100")
     (tmp_path / "fleet.toml").write_text(fleet.partition('[[host.engine]]\nkind = "comfyui"')[0], "utf-8")
     return {
         "script": str(write_script(*rows, name="b.csv")),
@@ -158,7 +159,7 @@ async def test_where_a_whole_machine_dies_the_reaper_alone_destroys_its_host(
     early = reaped(vast, batch["store"])
     assert (early.returncode, "1 hosts kept" in early.stdout) == (0, True), early.stdout + early.stderr
     # Its label's time is what bounds the loss, whatever became of records and servers.
-    await until(lambda: vast.now > box.made + 0.013 * 3600, 90)
+    await until(lambda: vast.now > box.made + 0.017 * 3600, 90)
     late = reaped(vast, batch["store"])
     assert (late.returncode, "1 destroyed" in late.stdout) == (0, True), late.stdout + late.stderr
     assert vast.billable() == []
