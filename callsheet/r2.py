@@ -15,7 +15,8 @@ import mimetypes
 import os
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ from typing import Any, BinaryIO
 import boto3
 import botocore.config
 import botocore.exceptions
-from boto3.s3.transfer import TransferConfig
 from pydantic import SecretStr
+from s3transfer.utils import ReadFileChunk  # comes with boto3
 
 from callsheet.errors import BadInput, StoreFault
 from callsheet.store import StoredFile, check_path
@@ -100,6 +101,7 @@ class Digests:
     """What a file is known by.
 
     Attributes:
+        parts: the md5 of each part that it goes in, where it is large.
         etag: what S3 calls it: its md5, or where it goes in parts the md5 of their md5s and how many there are.
     """
 
@@ -107,6 +109,7 @@ class Digests:
     sha256: str
     md5: bytes
     etag: str
+    parts: tuple[bytes, ...] = ()
 
     @classmethod
     def of_bytes(cls, content: bytes) -> Digests:
@@ -130,7 +133,7 @@ class Digests:
         etag = md5.hexdigest()
         if size >= PART_BYTES:
             etag = f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
-        return cls(size, sha256.hexdigest(), md5.digest(), etag)
+        return cls(size, sha256.hexdigest(), md5.digest(), etag, tuple(parts) if size >= PART_BYTES else ())
 
     @property
     def content_md5(self) -> str:
@@ -166,8 +169,6 @@ class R2Store:
                 max_pool_connections=4 * settings.threads,
             ),
         )
-        # All parts but the last of equal size, as R2 demands, which boto3's fixed chunk gives.
-        self._transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
 
     def put(self, path: str, content: Path | bytes) -> None:
         with self._faults(path):
@@ -203,18 +204,61 @@ class R2Store:
         self._compare(path, answer["ETag"], digests)
 
     def _put_parts(self, path: str, content: Path, digests: Digests) -> None:
-        """Parts of equal size, as R2 wants them; what stands there afterwards is compared."""
-        key = self._key(path)
-        extra = _headers(path, digests.sha256)
-        self._client.upload_file(
-            str(content), self.settings.bucket, key, ExtraArgs=extra, Config=self._transfer
-        )
-        head = self._client.head_object(Bucket=self.settings.bucket, Key=key)
+        """Parts of equal size, as R2 wants them; what stands there afterwards is compared. One that was cut off goes on."""
+        place = {"Bucket": self.settings.bucket, "Key": self._key(path)}
+        upload, there = self._begun(place, digests)
+        if upload is None:
+            headers = _headers(path, digests.sha256)
+            upload = self._client.create_multipart_upload(**place, **headers)["UploadId"]
+
+        def put(number: int) -> None:
+            body = ReadFileChunk.from_filename(str(content), (number - 1) * PART_BYTES, PART_BYTES)
+            md5 = base64.b64encode(digests.parts[number - 1]).decode()
+            with body:
+                self._client.upload_part(
+                    **place, UploadId=upload, PartNumber=number, Body=body, ContentMD5=md5
+                )
+
+        numbers = range(1, len(digests.parts) + 1)
+        with ThreadPoolExecutor(self.settings.threads) as pool:
+            sent = [pool.submit(put, number) for number in numbers if number not in there]
+            try:
+                for part in sent:
+                    part.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # the others would not get through either
+                raise
+        parts = [{"PartNumber": n, "ETag": f'"{digests.parts[n - 1].hex()}"'} for n in numbers]
+        try:
+            self._client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+        except self._client.exceptions.ClientError as error:
+            # Its answer was lost and it was sent again, or another brought the same file: what stands there decides.
+            if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                raise
+        head = self._client.head_object(**place)
         self._compare(path, head["ETag"], digests)
         if head["ContentLength"] != digests.size:
             raise StoreFault(
                 f"store {self}: {path}: {head['ContentLength']:,} bytes are there, and {digests.size:,} were written"
             )
+
+    def _begun(self, place: Mapping[str, str], digests: Digests) -> tuple[str | None, set[int]]:
+        """An upload of this very file that was begun and not ended, and the parts that it has; those of others are ended."""
+        bucket, key = place["Bucket"], place["Key"]
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key)
+        begun = [one["UploadId"] for page in pages for one in page.get("Uploads", ()) if one["Key"] == key]
+        for upload in begun:
+            listed = self._client.get_paginator("list_parts").paginate(**place, UploadId=upload)
+            parts = {
+                part["PartNumber"]: part["ETag"].strip('"')
+                for page in listed
+                for part in page.get("Parts", ())
+            }
+            meant = {number: digest.hex() for number, digest in enumerate(digests.parts, 1)}
+            if parts and parts.items() <= meant.items():
+                return upload, set(parts)
+            self._client.abort_multipart_upload(**place, UploadId=upload)
+        return None, set()
 
     def _compare(self, path: str, etag: str, digests: Digests) -> None:
         if etag.strip('"') != digests.etag:

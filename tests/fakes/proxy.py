@@ -47,6 +47,9 @@ class FaultyProxy(BackgroundServer):
         """Spoils ``times`` requests whose path contains ``path``, once ``after`` of them have passed."""
         self._rules.append(_Rule(path, fault, times, after))
 
+    def fail_no_more(self) -> None:
+        self._rules.clear()
+
     def count(self, path: str, method: str = "") -> int:
         """How many requests of this path (and method) came in."""
         return sum(path in line and line.startswith(method) for line in self.requests)
