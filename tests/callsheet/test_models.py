@@ -126,6 +126,7 @@ def test_an_upload_of_another_file_is_not_gone_on_with(
     assert "Uploads" not in store._client.list_multipart_uploads(Bucket="other")
 
 
+@pytest.mark.slow
 def test_the_command_line_lists_uploads_and_verifies(folder: Path, tmp_path: Path) -> None:
     wanted = "unet/Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf"
     (folder / wanted).write_bytes(b"a model")

@@ -31,7 +31,10 @@ def store(s3: str, proxy: FaultyProxy, request: pytest.FixtureRequest) -> R2Stor
     return R2Store(R2Settings(proxy.url, name, "key", SecretStr("secret"), "p"))
 
 
-@pytest.mark.parametrize("fault", ["503", "429", "500", "reset", "done, then reset"])
+@pytest.mark.parametrize(
+    "fault",
+    ["503", pytest.param("429", marks=pytest.mark.slow), "500", "reset", "done, then reset"],
+)
 def test_a_write_is_sent_again_until_it_is_there(
     store: R2Store, proxy: FaultyProxy, tmp_path: Path, fault: Fault
 ) -> None:

@@ -13,6 +13,7 @@ from flows.sync_models import SyncModelsParameters, sync_models
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
+@pytest.mark.slow
 async def test_what_workflows_load_is_brought_to_the_store(tmp_path: Path) -> None:
     wanted = tmp_path / "models/vae/ae.safetensors"
     wanted.parent.mkdir(parents=True)
