@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from callsheet import commands_connection, commands_reap, commands_workflow
+from callsheet import commands_connection, commands_models, commands_reap, commands_workflow
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
@@ -55,6 +55,7 @@ app = typer.Typer(
     help="Turns a CSV of scripts into finished media.",
 )
 app.add_typer(commands_workflow.app, name="workflow")
+app.add_typer(commands_models.app, name="models")
 app.command()(commands_reap.reap)
 app.command()(commands_connection.test_connection)
 console = Console(stderr=True, highlight=False)

@@ -9,22 +9,24 @@ off, because some of R2's paths reject them, and addresses have the bucket in th
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import mimetypes
 import os
-import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import boto3
 import botocore.config
 import botocore.exceptions
-from boto3.s3.transfer import TransferConfig
 from pydantic import SecretStr
+from s3transfer.utils import ReadFileChunk  # comes with boto3
 
 from callsheet.errors import BadInput, StoreFault
 from callsheet.store import StoredFile, check_path
@@ -34,6 +36,17 @@ from callsheet.timing import scaled
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 #: Answers that mean that a conditional write came too late; two at once give 409.
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412")
+#: Files of so many bytes and more go in parts of this size.
+PART_BYTES = 64 << 20
+#: How often a file is read on from where its connection broke.
+READ_ATTEMPTS = 8
+_BROKEN = (
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.ResponseStreamingError,
+)
+#: The metadata that says what an object's content is.
+_SHA256 = "sha256"
 #: Presigned addresses live for a day; R2 allows up to seven.
 _URL_SECONDS = 86_400
 _LONGEST_SECONDS = 7 * 86_400
@@ -83,6 +96,50 @@ class R2Settings:
         )
 
 
+@dataclass(frozen=True)
+class Digests:
+    """What a file is known by.
+
+    Attributes:
+        parts: the md5 of each part that it goes in, where it is large.
+        etag: what S3 calls it: its md5, or where it goes in parts the md5 of their md5s and how many there are.
+    """
+
+    size: int
+    sha256: str
+    md5: bytes
+    etag: str
+    parts: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> Digests:
+        md5 = hashlib.md5(content, usedforsecurity=False)
+        return cls(len(content), hashlib.sha256(content).hexdigest(), md5.digest(), md5.hexdigest())
+
+    @classmethod
+    def of_file(cls, path: Path) -> Digests:
+        sha256, md5, parts, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), list[bytes](), 0
+        with path.open("rb") as file:
+            part = hashlib.md5(usedforsecurity=False)
+            while chunk := file.read(1 << 20):
+                for digest in (sha256, md5, part):
+                    digest.update(chunk)
+                size += len(chunk)
+                if size % PART_BYTES == 0:
+                    parts.append(part.digest())
+                    part = hashlib.md5(usedforsecurity=False)
+        if size % PART_BYTES:
+            parts.append(part.digest())
+        etag = md5.hexdigest()
+        if size >= PART_BYTES:
+            etag = f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+        return cls(size, sha256.hexdigest(), md5.digest(), etag, tuple(parts) if size >= PART_BYTES else ())
+
+    @property
+    def content_md5(self) -> str:
+        return base64.b64encode(self.md5).decode()
+
+
 class _Conflict(Exception):
     """The object is not as the condition of a write says."""
 
@@ -112,35 +169,102 @@ class R2Store:
                 max_pool_connections=4 * settings.threads,
             ),
         )
-        # All parts but the last of equal size, as R2 demands, which boto3's fixed chunk gives.
-        self._transfer = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20)
 
     def put(self, path: str, content: Path | bytes) -> None:
-        kind = {"ContentType": _content_type(path)}
         with self._faults(path):
             if isinstance(content, bytes):
-                self._client.put_object(
-                    Bucket=self.settings.bucket, Key=self._key(path), Body=content, **kind
-                )
+                self._put_whole(path, content, Digests.of_bytes(content))
+                return
+            digests = Digests.of_file(content)
+            if digests.size < PART_BYTES:
+                with content.open("rb") as file:
+                    self._put_whole(path, file, digests)
             else:
-                self._client.upload_file(
-                    str(content), self.settings.bucket, self._key(path), ExtraArgs=kind, Config=self._transfer
-                )
+                self._put_parts(path, content, digests)
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         try:
             with self._faults(path):
-                self._client.put_object(
-                    Bucket=self.settings.bucket,
-                    Key=self._key(path),
-                    Body=content,
-                    ContentType=_content_type(path),
-                    **condition,
-                )
+                self._put_whole(path, content, Digests.of_bytes(content), **condition)
         except (_Conflict, FileNotFoundError):  # IfMatch on what is gone is "no such key"
             return False
         return True
+
+    def _put_whole(self, path: str, content: bytes | BinaryIO, digests: Digests, **condition: str) -> None:
+        """One request; the server refuses what is not as long, or not the same, as what was meant."""
+        answer = self._client.put_object(
+            Bucket=self.settings.bucket,
+            Key=self._key(path),
+            Body=content,
+            ContentMD5=digests.content_md5,
+            **_headers(path, digests.sha256),
+            **condition,
+        )
+        self._compare(path, answer["ETag"], digests)
+
+    def _put_parts(self, path: str, content: Path, digests: Digests) -> None:
+        """Parts of equal size, as R2 wants them; what stands there afterwards is compared. One that was cut off goes on."""
+        place = {"Bucket": self.settings.bucket, "Key": self._key(path)}
+        upload, there = self._begun(place, digests)
+        if upload is None:
+            headers = _headers(path, digests.sha256)
+            upload = self._client.create_multipart_upload(**place, **headers)["UploadId"]
+
+        def put(number: int) -> None:
+            body = ReadFileChunk.from_filename(str(content), (number - 1) * PART_BYTES, PART_BYTES)
+            md5 = base64.b64encode(digests.parts[number - 1]).decode()
+            with body:
+                self._client.upload_part(
+                    **place, UploadId=upload, PartNumber=number, Body=body, ContentMD5=md5
+                )
+
+        numbers = range(1, len(digests.parts) + 1)
+        with ThreadPoolExecutor(self.settings.threads) as pool:
+            sent = [pool.submit(put, number) for number in numbers if number not in there]
+            try:
+                for part in sent:
+                    part.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # the others would not get through either
+                raise
+        parts = [{"PartNumber": n, "ETag": f'"{digests.parts[n - 1].hex()}"'} for n in numbers]
+        try:
+            self._client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+        except self._client.exceptions.ClientError as error:
+            # Its answer was lost and it was sent again, or another brought the same file: what stands there decides.
+            if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                raise
+        head = self._client.head_object(**place)
+        self._compare(path, head["ETag"], digests)
+        if head["ContentLength"] != digests.size:
+            raise StoreFault(
+                f"store {self}: {path}: {head['ContentLength']:,} bytes are there, and {digests.size:,} were written"
+            )
+
+    def _begun(self, place: Mapping[str, str], digests: Digests) -> tuple[str | None, set[int]]:
+        """An upload of this very file that was begun and not ended, and the parts that it has; those of others are ended."""
+        bucket, key = place["Bucket"], place["Key"]
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key)
+        begun = [one["UploadId"] for page in pages for one in page.get("Uploads", ()) if one["Key"] == key]
+        for upload in begun:
+            listed = self._client.get_paginator("list_parts").paginate(**place, UploadId=upload)
+            parts = {
+                part["PartNumber"]: part["ETag"].strip('"')
+                for page in listed
+                for part in page.get("Parts", ())
+            }
+            meant = {number: digest.hex() for number, digest in enumerate(digests.parts, 1)}
+            if parts and parts.items() <= meant.items():
+                return upload, set(parts)
+            self._client.abort_multipart_upload(**place, UploadId=upload)
+        return None, set()
+
+    def _compare(self, path: str, etag: str, digests: Digests) -> None:
+        if etag.strip('"') != digests.etag:
+            raise StoreFault(
+                f"store {self}: {path}: what is there has the ETag {etag}, and what was written has {digests.etag}"
+            )
 
     def version(self, path: str) -> str | None:
         head = self._head(path)
@@ -158,15 +282,44 @@ class R2Store:
             return local
         local.parent.mkdir(parents=True, exist_ok=True)
         part = local.with_name(f"{local.name}.{uuid.uuid4().hex}.part")
-        with self._faults(path):
-            answer = self._client.get_object(Bucket=self.settings.bucket, Key=self._key(path))
-            with part.open("wb") as file:
-                shutil.copyfileobj(answer["Body"], file)
-        if part.stat().st_size != answer["ContentLength"]:
+        try:
+            with self._faults(path):
+                self._read_into(path, part)
+            return part.replace(local)
+        except _Conflict:
+            raise StoreFault(f"store {self}: {path} was changed while it was read") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _read_into(self, path: str, part: Path) -> None:
+        """Reads a file, from where it stood each time that the connection broke; what it is to be is known by its metadata."""
+        place = {"Bucket": self.settings.bucket, "Key": self._key(path)}
+        sha256, condition, total = hashlib.sha256(), dict[str, str](), None
+        with part.open("wb") as file:
+            for attempt in range(READ_ATTEMPTS):
+                if file.tell():
+                    condition["Range"] = f"bytes={file.tell()}-"
+                answer = self._client.get_object(**place, **condition)
+                if total is None:
+                    total, meant = answer["ContentLength"], answer["Metadata"].get(_SHA256)
+                    condition["IfMatch"] = answer[
+                        "ETag"
+                    ]  # the rest of another file is not the rest of this one
+                try:
+                    for chunk in answer["Body"].iter_chunks(1 << 20):
+                        file.write(chunk)
+                        sha256.update(chunk)
+                except _BROKEN:
+                    if attempt == READ_ATTEMPTS - 1:
+                        raise
+                if file.tell() == total:
+                    break
+        if (found := part.stat().st_size) != total:
+            raise StoreFault(f"store {self}: {path} came cut: {found} of {total} bytes")
+        if meant and sha256.hexdigest() != meant:
             raise StoreFault(
-                f"store {self}: {path} came cut: {part.stat().st_size} of {answer['ContentLength']} bytes"
+                f"store {self}: {path} is not what was written: its sha256 is {sha256.hexdigest()}"
             )
-        return part.replace(local)
 
     def copy(self, source: str, target: str) -> None:
         with self._faults(source):
@@ -174,9 +327,15 @@ class R2Store:
                 Bucket=self.settings.bucket,
                 Key=self._key(target),
                 CopySource={"Bucket": self.settings.bucket, "Key": self._key(source)},
-                ContentType=_content_type(target),
                 MetadataDirective="REPLACE",
+                **_headers(target, self._sha256(source)),
             )
+
+    def _sha256(self, path: str) -> str:
+        head = self._head(path)
+        if head is None:
+            raise FileNotFoundError(path)
+        return str(head["Metadata"].get(_SHA256, ""))
 
     def size(self, path: str) -> int | None:
         head = self._head(path)
@@ -229,6 +388,8 @@ class R2Store:
         """Turns what boto3 says into FileNotFoundError or a StoreFault that names the object, not the keys."""
         try:
             yield
+        except FileNotFoundError:
+            raise
         except botocore.exceptions.ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _ABSENT:
@@ -239,6 +400,18 @@ class R2Store:
             raise StoreFault(f"store {self}: {path}: {code} {message}".rstrip()) from error
         except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
             raise StoreFault(f"store {self}: {path}: {error}") from error
+
+
+def _headers(path: str, sha256: str) -> dict[str, Any]:
+    """What an object is served with, and what its content is."""
+    # A take never changes: its name is the hash of what it was made from. Pages do, and with them what they link to.
+    is_take = path.startswith("takes/") and not path.endswith(".json")
+    cache = "public, max-age=31536000, immutable" if is_take else "no-cache"
+    return {
+        "ContentType": _content_type(path),
+        "CacheControl": cache,
+        "Metadata": {_SHA256: sha256} if sha256 else {},
+    }
 
 
 def _content_type(path: str) -> str:

@@ -14,11 +14,12 @@ import hashlib
 import json
 
 import httpx
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import SecretStr
 
-from callsheet.errors import BadInput, StoreFault
+from callsheet.errors import StoreFault
 from callsheet.fleet import Host
 from callsheet.hosts import HostLabel
+from callsheet.models import ModelShelf
 from callsheet.onstart import HostSetup, agent_content, agent_sha256, onstart_of
 from callsheet.rent_rules import RentRules
 from callsheet.renting import Outfit
@@ -29,25 +30,9 @@ from callsheet.verdicts import NotYet, Suspect
 
 #: Where the agent listens in the box.
 TOUCH_PORT = 8790
-#: What is to lie on every host: files below ``models/`` of the store.
-MODELS_PATH = "models/manifest.json"
 _ASK_SECONDS = 10.0
 #: What makes an engine another one.
 _SERVED = {"kind", "name", "port", "local_port", "revision", "model", "style", "slots"}
-
-
-class ModelFile(BaseModel):
-    """A file below ``models/``."""
-
-    path: str
-    sha256: str
-    bytes: int
-
-
-class ModelManifest(BaseModel):
-    """The models that the store has for hosts."""
-
-    files: list[ModelFile]
 
 
 class Outfitter:
@@ -55,6 +40,7 @@ class Outfitter:
 
     def __init__(self, client: VastClient, store: Store, rules: RentRules, pattern: Host) -> None:
         self._client, self._store, self._rules, self._pattern = client, store, rules, pattern
+        self._shelf = ModelShelf(store)
         #: Ports that must be reached besides those of the engines.
         self.ports = (TOUCH_PORT,) if store.signs else ()
 
@@ -93,14 +79,14 @@ class Outfitter:
         Raises:
             StoreFault, BadInput: the store's list of models cannot be read.
         """
-        manifest = self._manifest()
+        models = self._shelf.manifest().files if self._store.signs else []
         facts = {
             "image": self._rules.image,
             "template": self._rules.template,
             "start": self._rules.start,
             "models_root": self._rules.models_root,
             "engines": [engine.model_dump(include=_SERVED) for engine in self._pattern.engines],
-            "models": manifest.model_dump() if manifest else None,
+            "models": [file.model_dump() for file in models],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -125,41 +111,16 @@ class Outfitter:
 
     def _models(self, label: HostLabel, seconds: float) -> str:
         """Where the box finds what it is to load, with an address for each file; empty where there is nothing."""
-        manifest = self._manifest()
-        if manifest is None:
+        if not self._store.signs or not (files := self._shelf.manifest().files):
             return ""
-        for file in manifest.files:
-            self._check(file)
-        files = [
-            file.model_dump() | {"url": self._store.signed(f"models/{file.path}", seconds)}
-            for file in manifest.files
+        for file in files:
+            self._shelf.check(file)
+        signed = [
+            file.model_dump() | {"url": self._store.signed(f"models/{file.path}", seconds)} for file in files
         ]
         path = _models_path(label.lease)
-        self._store.put(path, json.dumps({"files": files}).encode())
+        self._store.put(path, json.dumps({"files": signed}).encode())
         return self._store.signed(path, seconds)
-
-    def _manifest(self) -> ModelManifest | None:
-        """What the store has for hosts; None where it has nothing, or gives no addresses."""
-        if not self._store.signs:
-            return None
-        try:
-            return ModelManifest.model_validate_json(self._store.get(MODELS_PATH))
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise BadInput(
-                f"store {self._store}: {MODELS_PATH} is no list of models ({error.error_count()} mistakes)"
-            ) from None
-
-    def _check(self, file: ModelFile) -> None:
-        """Raises BadInput where the store has not got a model: each host would be paid for until it missed it."""
-        found = self._store.size(f"models/{file.path}")
-        if found != file.bytes:
-            what = "nothing" if found is None else f"{found:,} bytes"
-            raise BadInput(
-                f"store {self._store}: {MODELS_PATH} names {file.path}; found {what} at models/{file.path}, expected "
-                f"{file.bytes:,} bytes; nothing is rented before it is there"
-            )
 
 
 def _models_path(lease: str) -> str:

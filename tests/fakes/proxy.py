@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 
 from tests.fakes.background import BackgroundServer
 
-Fault = Literal["cut", "empty", "silence", "reset", "hang", "500", "502"]
+Fault = Literal[
+    "cut", "empty", "silence", "reset", "hang", "500", "502", "503", "429", "done, then reset", "one byte wrong"
+]  # fmt: skip
 
 
 @dataclass
@@ -45,6 +47,9 @@ class FaultyProxy(BackgroundServer):
         """Spoils ``times`` requests whose path contains ``path``, once ``after`` of them have passed."""
         self._rules.append(_Rule(path, fault, times, after))
 
+    def fail_no_more(self) -> None:
+        self._rules.clear()
+
     def count(self, path: str, method: str = "") -> int:
         """How many requests of this path (and method) came in."""
         return sum(path in line and line.startswith(method) for line in self.requests)
@@ -60,6 +65,8 @@ class FaultyProxy(BackgroundServer):
                 ),
                 0,
             )
+            if b"expect: 100-continue" in head.lower():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await reader.readexactly(length)
             line = head.split(b"\r\n", 1)[0].decode()
             self.requests.append(line)
@@ -84,7 +91,9 @@ class FaultyProxy(BackgroundServer):
     ) -> None:
         if fault == "hang":
             await asyncio.Event().wait()
-        elif fault == "reset":
+        elif fault in ("reset", "done, then reset"):
+            if fault != "reset":
+                await self._forward(head, body)
             writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
@@ -93,7 +102,7 @@ class FaultyProxy(BackgroundServer):
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         elif fault == "silence":
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(2 * 48_000))
-        elif fault in ("500", "502"):
+        elif fault in ("500", "502", "503", "429"):
             writer.write(
                 f"HTTP/1.1 {fault} Broken\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsorry".encode()
             )
@@ -102,13 +111,16 @@ class FaultyProxy(BackgroundServer):
             if fault == "cut":
                 start = answer.index(b"\r\n\r\n") + 4
                 answer = answer[: start + (len(answer) - start) // 2]
+            if fault == "one byte wrong":
+                answer = answer[:-1] + bytes([answer[-1] ^ 1])
             writer.write(answer)
         if not writer.transport.is_closing():
             await writer.drain()
 
     async def _forward(self, head: bytes, body: bytes) -> bytes:
         reader, writer = await asyncio.open_connection(*self._upstream)
-        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+        dropped = (b"connection:", b"expect:")
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(dropped)]
         lines.insert(1, b"Connection: close")
         writer.write(b"\r\n".join(lines) + body)
         answer = await reader.read()

@@ -1,0 +1,118 @@
+"""A bucket over a bad line: what was written is there and whole, or it is said that it is not."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from callsheet import r2
+from callsheet.errors import StoreFault
+from callsheet.r2 import Digests, R2Settings, R2Store
+from tests.callsheet.test_store import bucket
+from tests.fakes.proxy import Fault, FaultyProxy
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def proxy(s3: str) -> Iterator[FaultyProxy]:
+    with FaultyProxy(s3) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(s3: str, proxy: FaultyProxy, request: pytest.FixtureRequest) -> R2Store:
+    name = f"b{abs(hash(request.node.name))}"
+    bucket(s3, name)
+    return R2Store(R2Settings(proxy.url, name, "key", SecretStr("secret"), "p"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["503", pytest.param("429", marks=pytest.mark.slow), "500", "reset", "done, then reset"],
+)
+def test_a_write_is_sent_again_until_it_is_there(
+    store: R2Store, proxy: FaultyProxy, tmp_path: Path, fault: Fault
+) -> None:
+    proxy.fail("/p/a.bin", fault, times=2)
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    store.put("a.bin", tmp_path / "a.bin")
+    assert (store.get("a.bin"), proxy.count("/p/a.bin", "PUT")) == (CONTENT, 3)
+
+
+def test_what_was_written_is_known_by_its_hash(store: R2Store) -> None:
+    store.put("takes/speech/a.wav", CONTENT)
+    store.copy("takes/speech/a.wav", "batches/b/a.wav")
+    for path, cache in (("takes/speech/a.wav", "immutable"), ("batches/b/a.wav", "no-cache")):
+        head = store._client.head_object(Bucket=store.settings.bucket, Key=f"p/{path}")
+        assert head["Metadata"] == {"sha256": hashlib.sha256(CONTENT).hexdigest()}
+        assert cache in head["CacheControl"]
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset", "503"])
+def test_a_file_is_read_on_from_where_the_line_broke(
+    store: R2Store, proxy: FaultyProxy, tmp_path: Path, fault: Fault
+) -> None:
+    store.put("a.bin", CONTENT)
+    proxy.fail("/p/a.bin", fault, times=2)
+    assert store.fetch("a.bin", tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_file_that_is_not_what_was_written_is_not_taken(
+    store: R2Store, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    store.put("a.bin", CONTENT)
+    proxy.fail("/p/a.bin", "one byte wrong")
+    with pytest.raises(StoreFault, match=r"a\.bin is not what was written: its sha256 is"):
+        store.fetch("a.bin", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert store.fetch("a.bin", tmp_path).read_bytes() == CONTENT
+
+
+class Meddler(FaultyProxy):
+    """Does something else after each answer that it cuts."""
+
+    meddle: Callable[[], None]
+
+    async def _answer(self, fault: Fault | None, *more: Any) -> None:
+        await super()._answer(fault, *more)
+        if fault == "cut":
+            self.meddle()
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_patched_together(s3: str, tmp_path: Path) -> None:
+    direct = bucket(s3, "changing")
+    direct.put("a.bin", CONTENT)
+    with Meddler(s3) as proxy:
+        proxy.meddle = lambda: direct.put("a.bin", CONTENT[::-1])
+        proxy.fail("/a.bin", "cut")
+        settings = replace(direct.settings, endpoint=proxy.url)
+        with pytest.raises(StoreFault, match=r"a\.bin was changed while it was read"):
+            R2Store(settings).fetch("a.bin", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_file_goes_in_equal_parts_and_is_compared(
+    store: R2Store, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(r2, "PART_BYTES", 5 << 20)
+    store = R2Store(store.settings)
+    large = tmp_path / "large.bin"
+    large.write_bytes(CONTENT * 12)
+    proxy.fail("partNumber=2", "reset")
+    proxy.fail("partNumber=3", "done, then reset")
+    store.put("large.bin", large)
+    assert proxy.count("partNumber=2", "PUT") == 2
+    assert store.size("large.bin") == 12 << 20
+    assert store.fetch("large.bin", tmp_path / "back").read_bytes() == CONTENT * 12
+    assert Digests.of_file(large).etag.endswith("-3")
+
+
+def test_digests_of_bytes_and_of_a_file_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    assert Digests.of_file(tmp_path / "a.bin") == Digests.of_bytes(CONTENT)
