@@ -432,7 +432,9 @@ class Renter:
             reason = f"it did not answer within {self._rules.boot_minutes:g} minutes"
             reason += f": {outcome}" if outcome else ""
         is_hopeless = isinstance(outcome, Never | Lacks)  # and the machine is not at fault
-        if self._change(record, "booting", reason=reason, failed_boot=not is_hopeless) is None:
+        # From here on it is nobody's: another who waits for it and is answered just now must not begin there.
+        changes = {"state": "draining", "reason": reason, "failed_boot": not is_hopeless}
+        if self._change(record, "booting", **changes) is None:
             # Another one who waits for it found that it answers, and may be at work there by now.
             return self._ready(record, self._client.instance(record.instance or 0))
         self._keep_log(record)
