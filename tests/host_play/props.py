@@ -199,7 +199,10 @@ class Slots:
                 held[3] = min(held[3], self._stage.now + SLOT_SECONDS)
 
     def holders(self, name: str) -> list[tuple[Actor, int]]:
-        return [held[1] for held in self._held if held[0] == name and held[3] > self._stage.now]
+        """Those who work on it. Who holds all its slots does not: it is giving it back, and the reaper may help."""
+        return [
+            held[1] for held in self._held if held[0] == name and held[3] > self._stage.now and held[2] != 1
+        ]
 
     def take(self, name: str, actor: Actor, most: int) -> bool:
         """Takes a slot of so many; all of them where ``most`` is 1."""
