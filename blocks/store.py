@@ -18,7 +18,8 @@ from pydantic import Field, HttpUrl, SecretStr
 import callsheet.store
 from blocks.base import CallsheetBlock
 from callsheet.errors import BadInput
-from callsheet.r2 import R2Settings, R2Store
+from callsheet.r2 import R2Store
+from callsheet.r2_client import R2Settings, endpoint_of
 from callsheet.store import Store
 
 BLOCK = "block:"
@@ -82,9 +83,8 @@ class R2Bucket(CallsheetBlock):
         """The core's store. Raises BadInput where neither account nor endpoint is given."""
         if not self.account_id and not self.endpoint:
             raise BadInput("R2 bucket: found neither account_id nor endpoint; expected one of them")
-        place = f"{self.jurisdiction}." if self.jurisdiction else ""
         settings = R2Settings(
-            endpoint=self.endpoint or f"https://{self.account_id}.{place}r2.cloudflarestorage.com",
+            endpoint=self.endpoint or endpoint_of(self.account_id, self.jurisdiction),
             bucket=self.bucket,
             access_key_id=self.access_key_id,
             secret_access_key=self.secret_access_key,

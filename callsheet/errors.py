@@ -67,7 +67,15 @@ class AssemblyFault(CallsheetError):
 
 
 class StoreFault(CallsheetError):
-    """The store cannot be written or read; going on would spend money on takes that cannot be kept."""
+    """The store cannot be written or read; going on would spend money on takes that cannot be kept.
+
+    Attributes:
+        may_pass: whether the same request may well get through later: the store is busy, or out of reach.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class LeaseLost(CallsheetError):

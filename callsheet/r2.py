@@ -3,8 +3,8 @@
     settings = R2Settings.from_environment("r2://media/callsheet")
     store = R2Store(settings)
 
-The client's settings are those that R2 needs (facts, section 7): boto3's newer checksum headers are
-off, because some of R2's paths reject them, and addresses have the bucket in the path.
+What is written is compared with what was meant, by its md5 and its ETag; what is read, with the sha256 that
+was written beside it. Large files go in parts of equal size, as R2 wants them.
 """
 
 from __future__ import annotations
@@ -12,32 +12,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import mimetypes
-import os
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import boto3
 import botocore.config
 import botocore.exceptions
-from pydantic import SecretStr
 from s3transfer.utils import ReadFileChunk  # comes with boto3
 
-from callsheet.errors import BadInput, StoreFault
+from callsheet.digests import Digests
+from callsheet.errors import StoreFault
+from callsheet.r2_client import R2Settings, client_of, may_pass, refusal
 from callsheet.store import StoredFile, check_path
-from callsheet.timing import scaled
 
 #: Answers that mean that there is no such object; HEAD has no body and gives the bare status.
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 #: Answers that mean that a conditional write came too late; two at once give 409.
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412")
-#: Files of so many bytes and more go in parts of this size.
-PART_BYTES = 64 << 20
 #: How often a file is read on from where its connection broke.
 READ_ATTEMPTS = 8
 _BROKEN = (
@@ -45,99 +41,15 @@ _BROKEN = (
     botocore.exceptions.ReadTimeoutError,
     botocore.exceptions.ResponseStreamingError,
 )
+#: So many files are asked for one by one rather than by a list, which costs as much as a dozen questions.
+_WORTH_A_LIST = 12
 #: The metadata that says what an object's content is.
 _SHA256 = "sha256"
 #: Presigned addresses live for a day; R2 allows up to seven.
 _URL_SECONDS = 86_400
 _LONGEST_SECONDS = 7 * 86_400
-
-
-@dataclass(frozen=True)
-class R2Settings:
-    """Where the bucket is and who we are.
-
-    Attributes:
-        endpoint: address of the S3 API, such as https://ACCOUNT.r2.cloudflarestorage.com.
-        prefix: folder within the bucket, without a slash at either end; may be empty.
-        public_url: address under which the bucket is published; empty for presigned addresses.
-    """
-
-    endpoint: str
-    bucket: str
-    access_key_id: str
-    secret_access_key: SecretStr
-    prefix: str = ""
-    public_url: str = ""
-    threads: int = field(default=8)
-
-    @classmethod
-    def from_environment(cls, setting: str) -> R2Settings:
-        """From ``r2://BUCKET/PREFIX`` and R2_ACCOUNT_ID or R2_ENDPOINT_URL, R2_ACCESS_KEY_ID, R2_SECRET_ACCESS_KEY.
-
-        Raises:
-            BadInput: naming what is missing.
-        """
-        bucket, _, prefix = setting.removeprefix("r2://").partition("/")
-        account, endpoint = os.environ.get("R2_ACCOUNT_ID", ""), os.environ.get("R2_ENDPOINT_URL", "")
-        key, secret = os.environ.get("R2_ACCESS_KEY_ID", ""), os.environ.get("R2_SECRET_ACCESS_KEY", "")
-        wanted = {"a bucket's name": bucket, "R2_ACCOUNT_ID or R2_ENDPOINT_URL": account or endpoint}
-        wanted |= {"R2_ACCESS_KEY_ID": key, "R2_SECRET_ACCESS_KEY": secret}
-        if missing := [name for name, value in wanted.items() if not value]:
-            raise BadInput(
-                f'store "{setting}": found no {", no ".join(missing)}; expected r2://BUCKET/PREFIX and these in the environment'
-            )
-        return cls(
-            endpoint=endpoint or f"https://{account}.r2.cloudflarestorage.com",
-            bucket=bucket,
-            access_key_id=key,
-            secret_access_key=SecretStr(secret),
-            prefix=prefix.strip("/"),
-            public_url=os.environ.get("R2_PUBLIC_URL", ""),
-        )
-
-
-@dataclass(frozen=True)
-class Digests:
-    """What a file is known by.
-
-    Attributes:
-        parts: the md5 of each part that it goes in, where it is large.
-        etag: what S3 calls it: its md5, or where it goes in parts the md5 of their md5s and how many there are.
-    """
-
-    size: int
-    sha256: str
-    md5: bytes
-    etag: str
-    parts: tuple[bytes, ...] = ()
-
-    @classmethod
-    def of_bytes(cls, content: bytes) -> Digests:
-        md5 = hashlib.md5(content, usedforsecurity=False)
-        return cls(len(content), hashlib.sha256(content).hexdigest(), md5.digest(), md5.hexdigest())
-
-    @classmethod
-    def of_file(cls, path: Path) -> Digests:
-        sha256, md5, parts, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), list[bytes](), 0
-        with path.open("rb") as file:
-            part = hashlib.md5(usedforsecurity=False)
-            while chunk := file.read(1 << 20):
-                for digest in (sha256, md5, part):
-                    digest.update(chunk)
-                size += len(chunk)
-                if size % PART_BYTES == 0:
-                    parts.append(part.digest())
-                    part = hashlib.md5(usedforsecurity=False)
-        if size % PART_BYTES:
-            parts.append(part.digest())
-        etag = md5.hexdigest()
-        if size >= PART_BYTES:
-            etag = f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
-        return cls(size, sha256.hexdigest(), md5.digest(), etag, tuple(parts) if size >= PART_BYTES else ())
-
-    @property
-    def content_md5(self) -> str:
-        return base64.b64encode(self.md5).decode()
+#: The threads that send parts, of however many files at once.
+_senders = ThreadPoolExecutor(8, "r2-parts")
 
 
 class _Conflict(Exception):
@@ -152,35 +64,24 @@ class R2Store:
 
     def __init__(self, settings: R2Settings) -> None:
         self.settings = settings
-        self._client: Any = boto3.client(
-            "s3",
-            endpoint_url=settings.endpoint,
-            region_name="auto",
-            aws_access_key_id=settings.access_key_id,
-            aws_secret_access_key=settings.secret_access_key.get_secret_value(),
-            config=botocore.config.Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"max_attempts": 8, "mode": "adaptive"},
-                connect_timeout=scaled(10),
-                read_timeout=scaled(60),
-                max_pool_connections=4 * settings.threads,
-            ),
-        )
+        self.at_once = settings.threads
+        self._client = client_of(settings)
 
-    def put(self, path: str, content: Path | bytes) -> None:
+    def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
         with self._faults(path):
             if isinstance(content, bytes):
-                self._put_whole(path, content, Digests.of_bytes(content))
-                return
+                digests = Digests.of_bytes(content)
+                self._put_whole(path, content, digests)
+                return digests.sha256
             digests = Digests.of_file(content)
-            if digests.size < PART_BYTES:
-                with content.open("rb") as file:
-                    self._put_whole(path, file, digests)
-            else:
-                self._put_parts(path, content, digests)
+            if digests.parts:
+                self._put_parts(path, content, digests, sent)
+                return digests.sha256
+            with content.open("rb") as file:
+                self._put_whole(path, file, digests)
+            if sent:
+                sent(digests.size)
+            return digests.sha256
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
@@ -203,7 +104,9 @@ class R2Store:
         )
         self._compare(path, answer["ETag"], digests)
 
-    def _put_parts(self, path: str, content: Path, digests: Digests) -> None:
+    def _put_parts(
+        self, path: str, content: Path, digests: Digests, sent: Callable[[int], None] | None
+    ) -> None:
         """Parts of equal size, as R2 wants them; what stands there afterwards is compared. One that was cut off goes on."""
         place = {"Bucket": self.settings.bucket, "Key": self._key(path)}
         upload, there = self._begun(place, digests)
@@ -212,35 +115,41 @@ class R2Store:
             upload = self._client.create_multipart_upload(**place, **headers)["UploadId"]
 
         def put(number: int) -> None:
-            body = ReadFileChunk.from_filename(str(content), (number - 1) * PART_BYTES, PART_BYTES)
-            md5 = base64.b64encode(digests.parts[number - 1]).decode()
-            with body:
-                self._client.upload_part(
-                    **place, UploadId=upload, PartNumber=number, Body=body, ContentMD5=md5
-                )
+            start = (number - 1) * digests.part_bytes
+            if number not in there:
+                md5 = base64.b64encode(digests.parts[number - 1]).decode()
+                with ReadFileChunk.from_filename(str(content), start, digests.part_bytes) as body:
+                    self._client.upload_part(
+                        **place, UploadId=upload, PartNumber=number, Body=body, ContentMD5=md5
+                    )
+            if sent:
+                sent(min(digests.part_bytes, digests.size - start))
 
         numbers = range(1, len(digests.parts) + 1)
-        with ThreadPoolExecutor(self.settings.threads) as pool:
-            sent = [pool.submit(put, number) for number in numbers if number not in there]
-            try:
-                for part in sent:
-                    part.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # the others would not get through either
-                raise
-        parts = [{"PartNumber": n, "ETag": f'"{digests.parts[n - 1].hex()}"'} for n in numbers]
+        under_way = [_senders.submit(put, number) for number in numbers]
         try:
-            self._client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
-        except self._client.exceptions.ClientError as error:
-            # Its answer was lost and it was sent again, or another brought the same file: what stands there decides.
-            if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
-                raise
+            for part in under_way:
+                part.result()
+        except BaseException:
+            for part in under_way:
+                part.cancel()  # the others would not get through either
+            raise
+        parts = [{"PartNumber": n, "ETag": f'"{digests.parts[n - 1].hex()}"'} for n in numbers]
+        self._complete(place, upload, parts)
         head = self._client.head_object(**place)
         self._compare(path, head["ETag"], digests)
         if head["ContentLength"] != digests.size:
             raise StoreFault(
                 f"store {self}: {path}: {head['ContentLength']:,} bytes are there, and {digests.size:,} were written"
             )
+
+    def _complete(self, place: Mapping[str, str], upload: str, parts: list[dict[str, Any]]) -> None:
+        try:
+            self._client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+        except self._client.exceptions.ClientError as error:
+            # Its answer was lost and it was sent again, or another brought the same file: what stands there decides.
+            if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                raise
 
     def _begun(self, place: Mapping[str, str], digests: Digests) -> tuple[str | None, set[int]]:
         """An upload of this very file that was begun and not ended, and the parts that it has; those of others are ended."""
@@ -341,13 +250,60 @@ class R2Store:
         head = self._head(path)
         return None if head is None else int(head["ContentLength"])
 
+    def sizes(self, paths: Iterable[str]) -> dict[str, int]:
+        """Asks for each, or lists the folder where many of its files are wanted: whichever takes fewer requests."""
+        by_folder: dict[str, list[str]] = {}
+        for path in sorted(set(paths)):
+            by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+        runs = []
+        for folder, wanted in by_folder.items():
+            step = max(_WORTH_A_LIST, -(-len(wanted) // self.at_once))
+            runs += [(f"{folder}/", wanted[at : at + step]) for at in range(0, len(wanted), step)]
+        found: dict[str, int] = {}
+        with ThreadPoolExecutor(self.at_once) as pool:
+            for part in pool.map(lambda run: self._sizes(*run), runs):
+                found |= part
+        return found
+
+    def _sizes(self, folder: str, wanted: Sequence[str]) -> dict[str, int]:
+        """Sizes of files of one folder, in order. A page of a list that tells of few of them is not asked for again soon."""
+        found: dict[str, int] = {}
+        at, asked_until = 0, 0
+        while at < len(wanted):
+            if len(wanted) - at < _WORTH_A_LIST or at < asked_until:
+                if (size := self.size(wanted[at])) is not None:
+                    found[wanted[at]] = size
+                at += 1
+                continue
+            page, last = self._page(folder, wanted[at])
+            began = at
+            while at < len(wanted) and (last is None or wanted[at] <= last):
+                if wanted[at] in page:
+                    found[wanted[at]] = page[wanted[at]]
+                at += 1
+            if at - began < _WORTH_A_LIST:
+                asked_until = at + 20 * _WORTH_A_LIST
+        return found
+
+    def _page(self, folder: str, first: str) -> tuple[dict[str, int], str | None]:
+        """Up to 1,000 files of a folder from ``first`` on, with their sizes; the last of them, None where no more come."""
+        with self._faults(folder):
+            answer = self._client.list_objects_v2(
+                Bucket=self.settings.bucket,
+                Prefix=self._key(folder),
+                StartAfter=self._key(first)[:-1],  # just before it: what a list starts after is not in it
+            )
+        cut = len(self._key(""))
+        page = {item["Key"][cut:]: int(item["Size"]) for item in answer.get("Contents", ())}
+        return page, max(page) if answer.get("IsTruncated") and page else None
+
     def list(self, prefix: str) -> Iterator[StoredFile]:
         pages = self._client.get_paginator("list_objects_v2")
         cut = len(self._key(""))
         with self._faults(prefix):
             for page in pages.paginate(Bucket=self.settings.bucket, Prefix=self._key(prefix)):
                 for item in page.get("Contents", ()):
-                    yield StoredFile(item["Key"][cut:], item["Size"])
+                    yield StoredFile(item["Key"][cut:], item["Size"], item["LastModified"].timestamp())
 
     def delete(self, path: str) -> None:
         with self._faults(path):
@@ -396,8 +352,11 @@ class R2Store:
                 raise FileNotFoundError(path) from None
             if code in _CONFLICTS:
                 raise _Conflict from None
-            message = error.response.get("Error", {}).get("Message", "")
-            raise StoreFault(f"store {self}: {path}: {code} {message}".rstrip()) from error
+            message = refusal(error, self.settings) or error.response.get("Error", {}).get("Message", "")
+            what = f"store {self}: {path}: {code} {message}".rstrip()
+            raise StoreFault(what, may_pass=may_pass(error)) from error
+        except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
+            raise StoreFault(f"store {self}: {path}: {error}", may_pass=True) from error
         except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
             raise StoreFault(f"store {self}: {path}: {error}") from error
 

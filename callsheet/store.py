@@ -11,27 +11,33 @@ a full disk or a killed process leaves no half of a file where a take is looked 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from callsheet.errors import BadInput, StoreFault
 
+#: The file that is locked where one process at a time may write; it is no part of the store.
+_LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in the store: its path there and its size in bytes."""
+    """A file in the store: its path there, its size in bytes, and when it was written (seconds since 1970)."""
 
     path: str
     bytes: int
+    modified: float = field(default=0.0, compare=False)
 
 
 class Store(Protocol):
@@ -43,13 +49,22 @@ class Store(Protocol):
     Attributes:
         is_shared: whether it is reached from several machines, whose runs `only_run` cannot tell of one another.
         signs: whether it gives addresses with which anybody may read a file for a while (`signed`).
+        at_once: how many calls are worth being made at once.
     """
 
     is_shared: bool
     signs: bool
+    at_once: int
 
-    def put(self, path: str, content: Path | bytes) -> None:
-        """Writes a file or bytes, whole or not at all; replaces what stood there."""
+    def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
+        """Writes a file or bytes, whole or not at all; replaces what stood there.
+
+        Args:
+            sent: is told of bytes as they are there, from any thread.
+
+        Returns:
+            The sha256 of what was written, in hex.
+        """
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
         """Writes ``content`` where the file still is the ``version`` that `version` told, or still is not there (None).
@@ -72,6 +87,9 @@ class Store(Protocol):
 
     def size(self, path: str) -> int | None:
         """The size in bytes, None where there is no such file."""
+
+    def sizes(self, paths: Iterable[str]) -> dict[str, int]:
+        """The sizes of those of many files that are there, in bytes."""
 
     def list(self, prefix: str) -> Iterator[StoredFile]:
         """The files whose path begins with ``prefix``, in no particular order."""
@@ -101,24 +119,30 @@ class LocalFolder:
 
     is_shared = False
     signs = False
+    at_once = 4
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._incoming = self.root / ".incoming"
 
-    def put(self, path: str, content: Path | bytes) -> None:
+    def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
+        digest = hashlib.sha256()
+
         def write(temporary: Path) -> None:
-            if isinstance(content, bytes):
-                temporary.write_bytes(content)
-            else:
-                shutil.copyfile(content, temporary)
+            with temporary.open("wb") as target:
+                for chunk in _chunks(content):
+                    digest.update(chunk)
+                    target.write(chunk)
+                    if sent:
+                        sent(len(chunk))
 
         self._write(path, write)
+        return digest.hexdigest()
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
         with self._faults(path):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("w")
+            lock = (self.root / _LOCK).open("w")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.version(path) != version:
@@ -151,12 +175,19 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def sizes(self, paths: Iterable[str]) -> dict[str, int]:
+        return {path: size for path in paths if (size := self.size(path)) is not None}
+
     def list(self, prefix: str) -> Iterator[StoredFile]:
         folder = self._local(prefix.rpartition("/")[0])
         for path in folder.rglob("*") if folder.is_dir() else ():
             name = path.relative_to(self.root).as_posix()
-            if name.startswith(prefix) and not name.startswith(".incoming/") and path.is_file():
-                yield StoredFile(name, path.stat().st_size)
+            if not name.startswith(prefix) or name.startswith(".incoming/") or path.name == _LOCK:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # it went while we looked
+                facts = path.stat()
+                if stat.S_ISREG(facts.st_mode):
+                    yield StoredFile(name, facts.st_size, facts.st_mtime)
 
     def delete(self, path: str) -> None:
         with self._faults(path):
@@ -174,7 +205,7 @@ class LocalFolder:
         folder = self._local(f"batches/{batch}")
         with self._faults(folder.name):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / ".lock").open("w")
+            lock = (folder / _LOCK).open("w")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,6 +253,15 @@ class _Write(Protocol):
     def __call__(self, temporary: Path, /) -> None: ...
 
 
+def _chunks(content: Path | bytes) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    with content.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            yield chunk
+
+
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
@@ -246,7 +286,8 @@ def open_store(setting: str) -> Store:
         BadInput: the setting, or what the environment lacks.
     """
     if setting.startswith("r2://"):
-        from callsheet.r2 import R2Settings, R2Store  # noqa: PLC0415  boto3 takes half a second to import
+        from callsheet.r2 import R2Store  # noqa: PLC0415  boto3 takes half a second to import
+        from callsheet.r2_client import R2Settings  # noqa: PLC0415
 
         return R2Store(R2Settings.from_environment(setting))
     if "://" in setting or setting.startswith("block:"):

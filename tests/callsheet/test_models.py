@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from callsheet import r2
+from callsheet import digests
 from callsheet.errors import BadInput, StoreFault
 from callsheet.models import ModelFile, ModelShelf, files_below, wanted_by
-from callsheet.r2 import R2Settings, R2Store
+from callsheet.r2 import R2Store
+from callsheet.r2_client import R2Settings
 from callsheet.store import LocalFolder, Store
 from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
 from tests.callsheet.test_store import bucket
@@ -91,7 +92,7 @@ def test_workflows_tell_what_they_load() -> None:
 def test_a_large_upload_that_was_cut_off_goes_on(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r2, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(digests, "PART_BYTES", 5 << 20)
     monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.2")
     direct = bucket(s3, "large")
     (tmp_path / "unet").mkdir()
@@ -114,7 +115,7 @@ def test_a_large_upload_that_was_cut_off_goes_on(
 def test_an_upload_of_another_file_is_not_gone_on_with(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r2, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(digests, "PART_BYTES", 5 << 20)
     store = bucket(s3, "other")
     place = {"Bucket": "other", "Key": f"callsheet/models/{UNET}"}
     upload = store._client.create_multipart_upload(**place)["UploadId"]

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from callsheet import r2
+from callsheet import digests
+from callsheet.digests import Digests
 from callsheet.errors import StoreFault
-from callsheet.r2 import Digests, R2Settings, R2Store
+from callsheet.r2 import R2Store
+from callsheet.r2_client import R2Settings
 from tests.callsheet.test_store import bucket
 from tests.fakes.proxy import Fault, FaultyProxy
 
@@ -100,7 +102,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_patched_together(s3: str, t
 def test_a_large_file_goes_in_equal_parts_and_is_compared(
     store: R2Store, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r2, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(digests, "PART_BYTES", 5 << 20)
     store = R2Store(store.settings)
     large = tmp_path / "large.bin"
     large.write_bytes(CONTENT * 12)

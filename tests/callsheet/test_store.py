@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr
 
 from callsheet.errors import BadInput, StoreFault
-from callsheet.r2 import R2Settings, R2Store
+from callsheet.r2 import R2Store
+from callsheet.r2_client import R2Settings
 from callsheet.store import LocalFolder, Store, StoredFile, open_store
 
 
