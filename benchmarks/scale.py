@@ -39,9 +39,9 @@ from rich.table import Table
 from callsheet.batch import Batch
 from callsheet.fleet import read_fleet
 from callsheet.inputs import InputFile
+from callsheet.journal import journal_path
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan
-from callsheet.resume import journal_path
 from callsheet.store import open_store
 from callsheet.takes import Attempt, Sidecar, attempt_path, sidecar_path
 from flows.produce import produce

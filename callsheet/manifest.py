@@ -23,7 +23,9 @@ from callsheet.schedule import Failure
 from callsheet.takes import Check
 
 #: Names in a batch's folder that no title may take.
-_RESERVED = ("manifest.json", "plan.json", "report.html", "report-data.js", "untitled")
+_RESERVED = (
+    "manifest.json", "plan.json", "lease.json", "report.html", "report-data.js", "shards", "untitled",
+)  # fmt: skip
 #: Bytes that a file's name may have on common disks, with room for a suffix.
 _LONGEST_NAME = 120
 UNTITLED = "untitled"
@@ -53,6 +55,9 @@ class ManifestShot(BaseModel):
     clip: str | None = None
     captions: dict[str, str] = Field(default_factory=dict)
     poster: str | None = None
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="of its files: clip, poster, and captions by kind"
+    )
     seconds: float = 0.0
     cost: float = 0.0
     cost_loaded: float = Field(
@@ -70,6 +75,9 @@ class ManifestProgramme(BaseModel):
     take: str
     file: str | None = None
     captions: dict[str, str] = Field(default_factory=dict)
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="of its files: file, and captions by kind"
+    )
     seconds: float = 0.0
     loudness_lufs: float | None = None
     true_peak_dbtp: float | None = None
@@ -187,14 +195,26 @@ class Manifest(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
     @property
-    def files(self) -> set[str]:
-        """All deliverables, as paths in the store."""
-        paths: set[str | None] = set()
+    def files(self) -> dict[str, str]:
+        """All deliverables, as paths in the store, and their sha256; empty where an older manifest does not tell."""
+        files: dict[str, str] = {}
         for shot in self.shots:
-            paths |= {shot.clip, shot.poster, *shot.captions.values()}
+            parts = {"clip": shot.clip, "poster": shot.poster, **shot.captions}
+            files |= {path: shot.sha256.get(part, "") for part, path in parts.items() if path}
         for programme in self.programmes:
-            paths |= {programme.file, *programme.captions.values()}
-        return {path for path in paths if path}
+            parts = {"file": programme.file, **programme.captions}
+            files |= {path: programme.sha256.get(part, "") for part, path in parts.items() if path}
+        return files
+
+
+class LatestRun(BaseModel):
+    """``latest/<script>.json``: where the newest batch of a script is, under whatever name."""
+
+    script: dict[str, str]
+    batch: str
+    finished: str
+    manifest: str
+    report: str
 
 
 class FailedShot(ShotFailure):
@@ -221,6 +241,11 @@ class Summary(BaseModel):
 
 def batch_path(batch: str, name: str) -> str:
     return f"batches/{batch}/{name}"
+
+
+def latest_path(script: str) -> str:
+    """The pointer to the newest batch of a script, by the script's name."""
+    return f"latest/{file_name(script)}.json"
 
 
 def deliverable_names(plan: Plan) -> dict[str, str]:

@@ -59,6 +59,11 @@ class ProduceParameters(BaseModel):
     shard_shots: int = Field(
         default=200, ge=1, description="About how many shots a worker of the work pool makes in one go."
     )
+    undelivered_gb: float = Field(
+        default=8.0,
+        gt=0,
+        description="So many GB of media may wait on this machine's disk for the store before lanes wait too.",
+    )
     workflows: Path = Field(default=SHIPPED_WORKFLOWS, description="Folder of the ComfyUI workflows.")
 
     @property

@@ -8,6 +8,7 @@ connection never falls under two seconds.
 from __future__ import annotations
 
 import os
+import time
 
 from callsheet.errors import BadInput
 
@@ -27,3 +28,8 @@ def time_scale() -> float:
 def scaled(seconds: float) -> float:
     """``seconds``, stretched or shrunk by the setting."""
     return seconds * time_scale()
+
+
+def clock() -> float:
+    """Seconds that pass also while the machine sleeps, where the system can tell."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -27,18 +27,23 @@ from blocks.store import open_store
 from callsheet.batch import Batch
 from callsheet.errors import BadInput, Budget, CallsheetError, StoreFault
 from callsheet.fleet import Fleet
+from callsheet.journal import run_name
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
+from callsheet.needed import write_planned
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import ASSEMBLY, Plan
-from callsheet.resume import find_takes, run_name
+from callsheet.publishing import now
+from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
+from callsheet.store_lease import StoreLease
 from callsheet.takes import Sidecar
 from flows.render import deploy_render
+from tasks.batch_lease import batch_lease
 from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
-from tasks.publish import now, publish_batch
+from tasks.publish import publish_batch
 from tasks.readiness import Probe
 from tasks.rented import Rental, give_back_of, renting
 from tasks.shard_runs import batch_limit
@@ -74,8 +79,8 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         check_settings(parameters, fleet)
         plan = await asyncio.to_thread(parameters.plan, fleet)
         store = await open_store(parameters.store)
-        async with _only_run(store, parameters.batch_name):
-            manifest, batch = await _produce(parameters, plan, store)
+        async with _only_run(store, parameters.batch_name) as lease:
+            manifest, batch = await _produce(parameters, plan, store, lease)
     except CallsheetError as error:
         # Nothing was started, or nothing more can be: no shot is at fault alone.
         return Failed(message=str(error), data=error)
@@ -97,21 +102,25 @@ def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
 
 
 @asynccontextmanager
-async def _only_run(store: Store, batch: str) -> AsyncIterator[None]:
+async def _only_run(store: Store, batch: str) -> AsyncIterator[StoreLease | None]:
     """Held by the one run that works on the batch. Raises BadInput, or waits, where another one does."""
     with store.only_run(batch):
         if not store.is_shared:
-            yield
+            yield None
             return
         waits = f"{batch}: waits for another run that is at work on it"
-        async with held(batch_limit(store, batch), waits, fenced=False):
-            yield
+        # Runs of this Prefect server wait here for one another, those of others in the store.
+        async with held(batch_limit(store, batch), waits, fenced=False), batch_lease(store, batch) as lease:
+            yield lease
 
 
-async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> tuple[Manifest, Batch]:
+async def _produce(
+    parameters: ProduceParameters, plan: Plan, store: Store, lease: StoreLease | None
+) -> tuple[Manifest, Batch]:
     """All stages after the plan: find what is done, run the lanes, assemble, publish."""
     started, run_id = now(), run_name(str(runtime.flow_run.id or uuid4()))
     await end_earlier_shards(store, parameters.batch_name)
+    await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
     batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
     get_run_logger().info(
         "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
@@ -125,7 +134,15 @@ async def _produce(parameters: ProduceParameters, plan: Plan, store: Store) -> t
         batch.take_over(results, before)
     async with _hosts_for(batch, parameters, store) as (batch, rental):
         with scratch_folder() as scratch:
-            production = Production(batch, store, scratch, run_id, rental=rental)
+            production = Production(
+                batch,
+                store,
+                scratch,
+                run_id,
+                rental=rental,
+                batch_lease=lease,
+                undelivered_gb=parameters.undelivered_gb,
+            )
             manifest: list[Manifest] = []
 
             async def work() -> None:

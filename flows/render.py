@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from blocks.store import open_store
 from callsheet.batch import Batch
 from callsheet.errors import CallsheetError, LeaseLost, StoreFault, name_of
+from callsheet.journal import run_name
 from callsheet.manifest import ShotFailure, file_name
 from callsheet.packed import unpack
-from callsheet.resume import find_takes, run_name
+from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.shards import RUN_ID, ShardResult, plan_name, result_name, shards_path
 from callsheet.store import Store

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import task
@@ -37,8 +38,17 @@ from tasks.production import Production
 LOUDNESS_TOLERANCE = 0.5
 
 
+@dataclass(frozen=True)
+class Built:
+    """A clip or programme in the scratch folder, what was found in it, and how long it took to build, in seconds."""
+
+    path: Path
+    checks: list[Check]
+    seconds: float = 0.0
+
+
 @task(name="assemble_clip", task_run_name="{step_name}", **UNCACHED)
-async def assemble_clip(step_name: str, key: str) -> Attempt:
+async def assemble_clip(step_name: str, key: str) -> Built:
     """One shot's clip: its picture and its narration, or its narration alone."""
     production = Production.current()
     step = production.step(key)
@@ -47,11 +57,11 @@ async def assemble_clip(step_name: str, key: str) -> Attempt:
     target = production.scratch_file(step, ".mp4" if parts.canvas else ".wav")
     await build_clip(parts, target, production.scratch)
     checks = await asyncio.to_thread(_clip_checks, production, shot, parts, target)
-    return await _kept(production, step, target, checks)
+    return Built(target, checks)
 
 
 @task(name="assemble_programme", task_run_name="{step_name}", **UNCACHED)
-async def assemble_programme(step_name: str, key: str) -> Attempt:
+async def assemble_programme(step_name: str, key: str) -> Built:
     """One title's programme: all its clips, at one loudness."""
     production = Production.current()
     step = production.step(key)
@@ -63,15 +73,17 @@ async def assemble_programme(step_name: str, key: str) -> Attempt:
     target = production.scratch_file(step, ".mp4" if step.inputs.canvas else ".m4a")
     loudness = await build_programme(clips, target, production.scratch)
     checks = await asyncio.to_thread(_programme_checks, [parts for parts, _ in clips], loudness, target)
-    return await _kept(production, step, target, checks)
+    return Built(target, checks)
 
 
 async def assembly_bench() -> None:
-    """Pulls clips and programmes until there will be no more."""
+    """Pulls clips and programmes until there will be no more; what is built is stored beside it."""
     production = Production.current()
     while step := await production.next_step(None):
         async with production.bench:
-            await _do(production, step)
+            built = await _build(production, step)
+        if built is not None:
+            await production.in_background(_keep(production, step, built))
 
 
 async def clip_parts(production: Production, shot: ShotPlan) -> ClipParts:
@@ -88,32 +100,61 @@ async def clip_parts(production: Production, shot: ShotPlan) -> ClipParts:
     )
 
 
-async def _do(production: Production, step: Step) -> None:
-    logger = get_run_logger()
-    logger.info("%s: %s", production.batch.name, step.name)
+async def _build(production: Production, step: Step) -> Built | None:
+    """Builds what the step says; None where that failed, which is settled then."""
+    get_run_logger().info("%s: %s", production.batch.name, step.name)
     started = time.monotonic()
     try:
         run = assemble_clip if step.kind == "clip" else assemble_programme
-        attempt = (await run(step.name, step.key)).model_copy(
-            update={"seconds": round(time.monotonic() - started, 3)}
-        )
+        built = await run(step.name, step.key)
+        production.drop(_used_up(production, step))
+    except Exception as error:  # it costs its shot and not the batch
+        await _settle(production, step, error)
+        return None
+    return replace(built, seconds=round(time.monotonic() - started, 3))
+
+
+async def _keep(production: Production, step: Step, built: Built) -> None:
+    """Brings what was built into the store and commits it."""
+    production.looked_at()
+    logger = get_run_logger()
+    try:
+        n = production.batch.attempt_number(step)
+        length = next((check.value for check in built.checks if check.name == "seconds"), 0.0)
+        assert isinstance(length, float)
+        if step.kind == "clip" and production.batch.plan.shots_with(step.key)[0].canvas is not None:
+            await asyncio.to_thread(production.keep_poster, step.key, built.path)
+        kept = await production.keep(step, n, built.path, wanted=_in_programme(production, step))
+        attempt = Attempt(n=n, length=length, seconds=built.seconds, checks=tuple(built.checks), **kept)
         async with production.changing() as batch:
             sidecar = batch.add_attempt(step, attempt)
         if attempt.faults:
             logger.warning("%s: %s: %s", production.batch.name, step.name, "; ".join(attempt.faults))
         if sidecar is not None:
             await production.commit(step, sidecar, sidecar_path(step.kind, step.key))
-    except Exception as error:  # it costs its shot and not the batch
-        logger.warning("%s: %s failed: %s", production.batch.name, step.name, reason_of(error))
-        await settle_failure(production, step, None, error)
+    except Exception as error:
+        await _settle(production, step, error)
 
 
-async def _kept(production: Production, step: Step, path: Path, checks: list[Check]) -> Attempt:
-    """Brings what was built into the store."""
-    n = production.batch.attempt_number(step)
-    length = next((check.value for check in checks if check.name == "seconds"), 0.0)
-    assert isinstance(length, float)
-    return Attempt(n=n, length=length, checks=tuple(checks), **await production.keep(step, n, path))
+async def _settle(production: Production, step: Step, error: Exception) -> None:
+    get_run_logger().warning("%s: %s failed: %s", production.batch.name, step.name, reason_of(error))
+    await settle_failure(production, step, None, error)
+
+
+def _in_programme(production: Production, step: Step) -> bool:
+    plan = production.batch.plan
+    return step.kind == "clip" and any(shot.shot.title for shot in plan.shots_with(step.key))
+
+
+def _used_up(production: Production, step: Step) -> list[str]:
+    """The takes that nothing more is built from once this is: those of a programme's shots, or of a shot alone."""
+    plan = production.batch.plan
+    if isinstance(step.inputs, ProgrammeInputs):
+        shots = [shot for clip in step.inputs.clips for shot in plan.shots_with(clip)]
+    else:
+        shots = [] if _in_programme(production, step) else plan.shots_with(step.key)
+    used = {key for shot in shots for key in shot.keys if key in production.batch.takes}
+    return [key for key in used if len(plan.shots_with(key)) == 1]
 
 
 def _clip_checks(production: Production, shot: ShotPlan, parts: ClipParts, path: Path) -> list[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import soundfile
@@ -63,7 +64,11 @@ async def keep_attempt(
             await fetch_result(production, lane, made)
         await _refuse_twins(production, step, lane, made)
         async with production.bench:
-            attempt = await _attempt(production, step, lane, made, seconds, cost)
+            attempt = await _look(production, step, lane, made, seconds, cost)
+        production.looked_at()
+        if made.path is not None:
+            kept = await production.keep(step, attempt.n, made.path, wanted=attempt.passed)
+            attempt = attempt.model_copy(update=kept)
         if attempt.faults:
             get_run_logger().warning(
                 "%s: %s on %s: attempt %d: %s",
@@ -114,20 +119,21 @@ async def _commit(production: Production, step: Step, sidecar: Sidecar | None) -
         await production.commit(step, sidecar, sidecar_path(step.kind, step.key))
 
 
-async def _attempt(
+async def _look(
     production: Production, step: Step, lane: Lane, made: Made, seconds: float, cost: float
 ) -> Attempt:
-    n = production.batch.attempt_number(step)
-    known = {
-        "n": n,
+    """The attempt and what was found in it; where it lies is to come."""
+    known: dict[str, Any] = {
+        "n": production.batch.attempt_number(step),
         "seed": made.seed,
         "host": lane.host.name,
         "lane": lane.name,
         "seconds": round(seconds, 3),
         "cost": cost,
     }
+    known |= {"file": "", "sha256": "", "bytes": 0}
     if made.path is None:
-        return Attempt(file="", sha256="", bytes=0, error=made.error, **known)
+        return Attempt(error=made.error, **known)
     ends, at = [], 0.0
     for recording in made.recordings:
         at += recording.seconds
@@ -135,8 +141,7 @@ async def _attempt(
     found = await check_take(step.name, step.key, lane.name, str(made.path), made.windows, ends)
     if step.kind == "speech":
         _learn(production, step, found, made)
-    kept = await production.keep(step, n, made.path)
-    return Attempt(length=found.length, pieces=found.pieces, checks=found.checks, **known, **kept)
+    return Attempt(length=found.length, pieces=found.pieces, checks=found.checks, **known)
 
 
 def _learn(production: Production, step: Step, found: Findings, made: Made) -> None:

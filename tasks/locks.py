@@ -40,7 +40,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from callsheet.errors import BadInput, HostLacks, LeaseLost, reason_of
 from callsheet.limits import GPU_LIMIT, GPU_TAG, is_lane_limit, waiting_limit
-from callsheet.timing import scaled
+from callsheet.timing import clock, scaled
 from tasks.watching import run_logger, tell_watcher
 
 #: How long a lease lasts without being renewed: the least that Prefect allows.
@@ -82,11 +82,6 @@ class Lease:
         """Raises LeaseLost where it is not ours any more."""
         if self.lost:
             raise LeaseLost(f"the lease of {self.name} was lost; another run may have it")
-
-
-def clock() -> float:
-    """Seconds that pass also while the machine sleeps, where the system can tell."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Locks:

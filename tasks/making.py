@@ -33,6 +33,7 @@ async def make_takes() -> None:
             await production.rental.give_back("its work is done", keep=not is_broke)
         await production.settled()
         await asyncio.gather(*benches)
+        await production.settled()  # what the benches built last
     finally:
         for bench in benches:
             bench.cancel()

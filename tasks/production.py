@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,16 +26,20 @@ from callsheet.engines.comfyui_answers import Output
 from callsheet.engines.speech import Recording
 from callsheet.errors import HostFault, StoreFault
 from callsheet.fleet import Host, Lane
-from callsheet.inputs import InputFile
+from callsheet.journal import Journal
 from callsheet.limits import limits_of
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import Neighbours, VoiceProfile, profile_of
+from callsheet.media.video import poster
 from callsheet.plan import Step
-from callsheet.resume import find_take, journal_path
+from callsheet.publishing import poster_of
+from callsheet.resume import find_take
 from callsheet.store import Store
+from callsheet.store_lease import StoreLease
 from callsheet.takes import Sidecar, attempt_path
 from callsheet.timing import scaled
 from callsheet.voices import Voice
+from tasks.deliveries import Deliveries, LocalCopies
 from tasks.locks import Lease, Locks
 from tasks.memory import Client, GpuMemory
 from tasks.watching import watcher
@@ -45,8 +49,8 @@ if TYPE_CHECKING:
 
 #: How long a lane that finds nothing to do keeps its slot of the tag: steps follow one another through their checks.
 GRACE_SECONDS = 1.0
-#: How often committed takes are written down in the journal, in seconds. R2 takes one write a second per key.
-JOURNAL_SECONDS = 2.0
+#: How often committed takes are written down in the journal, in seconds.
+JOURNAL_SECONDS = 5.0
 
 _current: ContextVar[Production] = ContextVar("callsheet_production")
 
@@ -132,10 +136,15 @@ class Production:
         run_id: str,
         shard: Lease | None = None,
         rental: Rental | None = None,
+        batch_lease: StoreLease | None = None,
+        undelivered_gb: float = 8.0,
     ) -> None:
-        """``shard`` is the lease under which a shard is made: without it nothing is committed.
-
-        ``rental`` has the hosts, where they are rented.
+        """
+        Args:
+            shard: the lease under which a shard is made: without it nothing is committed.
+            rental: has the hosts, where they are rented.
+            batch_lease: the lease of the batch in a store that several machines share: without it nothing is published.
+            undelivered_gb: so much may wait here for the store before lanes wait.
         """
         self.batch = batch
         self.store = store
@@ -154,13 +163,18 @@ class Production:
         self.neighbours: dict[tuple[str, str, str], Neighbours] = {}
         self._profiles: dict[str, VoiceProfile] = {}
         self._run_id = run_id
-        self._journal = journal_path(batch.name, run_id)
-        self._journalled = 0
+        self._journal = Journal(store, batch.name, run_id)
         self._changed = asyncio.Condition()
         self._background: set[asyncio.Task[None]] = set()
-        #: So many attempts may lie here to be fetched, checked and stored; then the lanes wait.
+        #: Those that look at what they brought.
+        self._looking: set[asyncio.Task[Any]] = set()
+        #: So many attempts may lie here to be fetched and checked; then the lanes wait.
         self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
+        self._undelivered = undelivered_gb * 1e9
+        self.deliveries: Deliveries
+        self.copies = LocalCopies(store, scratch, self._undelivered)
         self._shard = shard
+        self._batch_lease = batch_lease
         self.rental = rental
         self.locks: Locks
         self.memory: GpuMemory
@@ -306,25 +320,40 @@ class Production:
 
     async def local(self, path: str) -> Path:
         """A file of the store on this machine."""
-        return await asyncio.to_thread(self.store.fetch, path, self.scratch)
+        return await self.deliveries.call(lambda: self.copies.read(path))
 
     async def take(self, key: str) -> Path:
         """The media of a take that is done, on this machine."""
         return await self.local(self.batch.takes[key].take.file)
 
-    async def keep(self, step: Step, n: int, path: Path) -> dict[str, Any]:
-        """Brings attempt ``n`` from the scratch folder into the store; where it lies there, its hash and size."""
+    def drop(self, keys: Iterable[str]) -> None:
+        """Something was built from these takes: their media is kept here no longer."""
+        for key in keys:
+            self.copies.drop(self.batch.takes[key].take.file)
+
+    async def keep(self, step: Step, n: int, path: Path, *, wanted: bool = True) -> dict[str, Any]:
+        """Brings attempt ``n`` from the scratch folder into the store; where it lies there, its hash and size.
+
+        Args:
+            wanted: whether something will be built from it.
+        """
         # A run that was thought dead may still write: never over the media of the one that took its place.
         target = attempt_path(step.kind, step.key, n, path.suffix, self._run_id if self._shard else "")
+        kept = await self.deliveries.put(target, path)
+        self.copies.keep(target, path, wanted=wanted)
+        return kept
 
-        def put() -> dict[str, Any]:
-            file = InputFile.read(path)
-            self.store.put(target, path)
-            size = path.stat().st_size
-            path.unlink()
-            return {"file": target, "sha256": file.sha256, "bytes": size}
+    def keep_poster(self, key: str, path: Path) -> None:
+        """Makes the poster of a clip while it lies here; it is published with the batch."""
+        self._poster_file(key).write_bytes(poster(path))
 
-        return await asyncio.to_thread(put)
+    def poster(self, clip: Sidecar) -> bytes:
+        """The poster of a clip: as this run made it, or from the clip in the store."""
+        made = self._poster_file(clip.key)
+        return made.read_bytes() if made.exists() else poster_of(self.store, clip)
+
+    def _poster_file(self, key: str) -> Path:
+        return self.scratch / f"poster-{key}.jpg"
 
     async def commit(self, step: Step, sidecar: Sidecar, path: str) -> None:
         """Writes the sidecar, which makes the take one, and lets go what waited for it.
@@ -335,7 +364,7 @@ class Production:
             LeaseLost: this run makes a shard that may be another's by now.
         """
         self.check_lease()
-        committed = await asyncio.to_thread(self._write_sidecar, step, sidecar, path)
+        committed = await self.deliveries.call(lambda: self._write_sidecar(step, sidecar, path))
         async with self.changing() as batch:
             batch.commit(step, committed, ours=committed == sidecar)
 
@@ -358,21 +387,39 @@ class Production:
         if self._shard is not None:
             self._shard.check()
 
+    def check_batch_lease(self) -> None:
+        """Raises LeaseLost where another run may publish the batch; StoreFault where the store cannot tell."""
+        if self._batch_lease is not None:
+            self._batch_lease.check()
+
     async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Starts work that no lane waits for, once there is room for it; `run` waits for it before it ends."""
         try:
+            await self.deliveries.room()
             await self._room.acquire()
         except asyncio.CancelledError:
             work.close()
             raise
         task = asyncio.create_task(work)
         self._background.add(task)
+        self._looking.add(task)
         task.add_done_callback(self._background.discard)
-        task.add_done_callback(lambda _: self._room.release())
+        task.add_done_callback(self._looked_at)
+
+    def looked_at(self) -> None:
+        """What this piece of background work brought is checked, and on its way into the store: there is room for another."""
+        if (task := asyncio.current_task()) is not None:
+            self._looked_at(task)
+
+    def _looked_at(self, task: asyncio.Task[Any]) -> None:
+        if task in self._looking:
+            self._looking.discard(task)
+            self._room.release()
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does ``work`` with this as the current production, and writes the journal meanwhile and at the end."""
         token = _current.set(self)
+        self.deliveries = Deliveries(self.store, self._undelivered)
         journal = asyncio.create_task(self._keep_journal())
         try:
             async with Locks(limits_of(self.batch.plan.fleet), lost=self._lost) as self.locks:
@@ -385,7 +432,8 @@ class Production:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await journal
-            await self._write_journal()
+            await self._write_journal(self._journal.close)
+            self.deliveries.close()
             _current.reset(token)
 
     async def _lost(self) -> None:
@@ -403,20 +451,12 @@ class Production:
         if self._background:
             await asyncio.wait(set(self._background), timeout=seconds)
 
-    def write_journal(self) -> None:
-        """Writes down all takes committed so far, where there are new ones."""
-        made = list(self.batch.made)
-        if len(made) > self._journalled:
-            lines = "".join(f"{sidecar.model_dump_json()}\n" for sidecar in made)
-            self.store.put(self._journal, lines.encode())
-            self._journalled = len(made)
-
     async def _keep_journal(self) -> None:
         while True:
             await asyncio.sleep(JOURNAL_SECONDS)
-            await self._write_journal()
+            await self._write_journal(self._journal.write)
 
-    async def _write_journal(self) -> None:
+    async def _write_journal(self, write: Callable[[Sequence[Sidecar]], None]) -> None:
         """A journal saves the next run questions, no more: where it cannot be written, the takes are still there."""
         with contextlib.suppress(StoreFault):
-            await asyncio.to_thread(self.write_journal)
+            await asyncio.to_thread(write, list(self.batch.made))

@@ -28,10 +28,10 @@ from prefect.states import Crashed
 
 from callsheet.batch import Batch
 from callsheet.errors import HostFault, StoreFault, name_of
+from callsheet.journal import journal_cost, run_name
 from callsheet.manifest import ShotFailure
 from callsheet.packed import pack
 from callsheet.plan import Plan
-from callsheet.resume import journal_cost, run_name
 from callsheet.shards import RUN_FILE, ShardResult, plan_name, result_name, shards_path
 from callsheet.store import Store
 from callsheet.timing import scaled

@@ -9,9 +9,10 @@ import pytest
 from callsheet.batch import Batch
 from callsheet.errors import BadInput, BadOutput, HostFault, StoreFault, Transient
 from callsheet.fleet import Lane, read_fleet
+from callsheet.journal import journal_path
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan, Step
-from callsheet.resume import find_takes, journal_path
+from callsheet.resume import find_takes
 from callsheet.store import LocalFolder
 from callsheet.takes import Attempt, Check, Sidecar, sidecar_path
 from tests.conftest import write_fleet

@@ -22,10 +22,10 @@ from prefect.states import Completed, Crashed, Running
 from callsheet.batch import Batch
 from callsheet.errors import BadInput
 from callsheet.fleet import Fleet
+from callsheet.journal import journal_path, run_name
 from callsheet.manifest import ShotFailure
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan
-from callsheet.resume import journal_path, run_name
 from callsheet.shards import ShardResult, plan_name, result_name, shards_path
 from callsheet.store import LocalFolder
 from callsheet.takes import Attempt, Sidecar

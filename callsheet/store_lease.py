@@ -1,0 +1,108 @@
+"""A lease in the store: one process at a time has it, on whatever machine, with no server between them.
+
+    lease = StoreLease(store, lease_path("demo"))
+    lease.try_take()      # False while another has it and renews it
+    lease.renew()         # every LEASE_SECONDS / 4
+    lease.check()         # raises LeaseLost where it may be another's by now
+    lease.give_back()
+
+It is a small file that is only ever written over the very version that was read. Nobody's clock is trusted: a lease is
+dead when its file was not changed for LEASE_SECONDS of the clock of the one who waits for it, and its holder takes
+it for lost earlier than that, by its own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+
+from callsheet.errors import LeaseLost, StoreFault
+from callsheet.store import Store
+from callsheet.timing import clock, scaled
+
+#: After so long without renewal a lease is another's.
+LEASE_SECONDS = 60.0
+#: So much of that its holder counts on.
+_SURE = 0.75
+
+
+def lease_path(batch: str) -> str:
+    """The lease of the one run that works on a batch."""
+    return f"batches/{batch}/lease.json"
+
+
+class StoreLease:
+    """One holder's view of a lease; may be used by many threads."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store, self._path = store, path
+        self._writing = threading.RLock()
+        self._owner = uuid.uuid4().hex
+        self._renewals = 0
+        self._version: str | None = None
+        self._sure_until: float | None = None
+        #: The version that another holds, and since when we know it unchanged.
+        self._seen: tuple[str | None, float] = (None, 0.0)
+
+    def try_take(self) -> bool:
+        """Takes the lease where nobody has it, or who had it does not renew it any more."""
+        with self._writing:
+            version = self._store.version(self._path)
+            if version is not None and not self._is_free(version):
+                return False
+            return self._write(version, held=True)
+
+    def renew(self) -> bool:
+        """Writes that we are alive; False where another has it. A lease that lapsed and that nobody took is ours again."""
+        with self._writing:
+            return self._version is not None and self._write(self._version, held=True)
+
+    def give_back(self) -> None:
+        """Lets others take it at once."""
+        with self._writing:
+            if self._version is not None:
+                self._write(self._version, held=False)
+            self._version = self._sure_until = None
+
+    @property
+    def is_ours(self) -> bool:
+        return self._sure_until is not None and clock() < self._sure_until
+
+    def check(self) -> None:
+        """Raises LeaseLost where another has it by now; asks where that may be."""
+        with self._writing:
+            if not self.is_ours and not self.renew():
+                raise LeaseLost(
+                    f"{self._path}: another run is at work on the batch, for this one was not heard of for a while; nothing "
+                    "more is published here. Run it again: what is made is kept"
+                )
+
+    def _is_free(self, version: str) -> bool:
+        now = clock()
+        if self._seen[0] != version:
+            self._seen = (version, now)
+        try:
+            held = bool(json.loads(self._store.get(self._path))["held"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            held = False
+        return not held or now - self._seen[1] >= scaled(LEASE_SECONDS)
+
+    def _write(self, version: str | None, *, held: bool) -> bool:
+        began = clock()
+        self._renewals += 1
+        content = json.dumps({"held": held, "owner": self._owner, "renewals": self._renewals}).encode()
+        # Its answer may have been lost and it was sent again: then it is our own writing that was in the way.
+        written = self._store.put_if(self._path, content, version) or self._stands(content)
+        if not written:
+            self._version = self._sure_until = None
+            return False
+        self._version = self._store.version(self._path)
+        self._sure_until = began + scaled(LEASE_SECONDS) * _SURE
+        return True
+
+    def _stands(self, content: bytes) -> bool:
+        try:
+            return self._store.get(self._path) == content
+        except (FileNotFoundError, StoreFault):
+            return False
