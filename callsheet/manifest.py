@@ -193,6 +193,9 @@ class Manifest(BaseModel):
     lanes: list[ManifestLane]
     hosts: list[ManifestHost] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    stale: list[str] = Field(
+        default_factory=list, description="files of earlier runs that go when this manifest is there"
+    )
 
     @property
     def files(self) -> dict[str, str]:

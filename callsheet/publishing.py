@@ -130,27 +130,34 @@ class Publisher:
             StoreFault: the store does not take it; the manifest of the run before stands.
             LeaseLost: from ``check``.
         """
-        manifest, stale = self._patience(self._publish)
+        manifest = self._patience(self._publish)
         self._patience(lambda: self._point(manifest))
-        self._each(self.store.delete, stale)
+        self._each(self.store.delete, manifest.stale)
         return manifest
 
-    def _publish(self) -> tuple[Manifest, set[str]]:
-        """Writes all but the pointer. Returns the manifest, and what it does not name any more."""
+    def _publish(self) -> Manifest:
+        """Writes all but the pointer."""
         for _ in range(_ATTEMPTS):
             version = self.store.version(batch_path(self.batch.name, "manifest.json"))
             before = _read_manifest(self.store, self.batch.name)
             delivers = self._collect(before)
             delivers.note(self._write(delivers.files, before.files if before else {}))
             manifest = self._manifest(delivers)
+            manifest.stale = self._stale(before, delivers)
             self._write_report(manifest, delivers.cues)
             self._check()
             content = manifest.model_dump_json(indent=1).encode()
             # What was sent again because its answer was lost comes second, to itself.
             written = self.store.put_if(batch_path(manifest.batch, "manifest.json"), content, version)
             if written or _read_manifest(self.store, self.batch.name) == manifest:
-                return manifest, set(before.files if before else ()) - set(manifest.files)
+                return manifest
         raise StoreFault(f"store {self.store}: batch {self.batch.name} is published by others all the time")
+
+    def _stale(self, before: Manifest | None, delivers: _Batch) -> list[str]:
+        """What the run before published, or was killed before it could remove, and this one does not publish."""
+        if before is None:
+            return []
+        return sorted(self.store.sizes({*before.files, *before.stale} - set(delivers.files)))
 
     def _write(self, files: Mapping[str, _File], before: Mapping[str, str]) -> dict[str, str]:
         """Writes what does not stand there already. Returns the sha256 of each."""
