@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,11 +39,12 @@ def journal_path(batch: str, run: str, part: int | None = None) -> str:
 
 
 class Journal:
-    """The journal of one run."""
+    """The journal of one run; what is under way when its run is ended may end beside `close`."""
 
     def __init__(self, store: Store, batch: str, run: str) -> None:
         self._store = store
         self._batch, self._run = batch, run
+        self._writing = threading.Lock()
         self._written = 0
         self._joined = 0
         self._parts: list[str] | None = None
@@ -55,22 +57,24 @@ class Journal:
         Raises:
             StoreFault: it cannot be written; it is tried again with the next.
         """
-        if len(made) <= self._written:
-            return
-        parts = self._open()
-        path = journal_path(self._batch, self._run, self._next)
-        self._store.put(path, _lines(made[self._written :]))
-        parts.append(path)
-        self._next += 1
-        self._written = len(made)
-        # Joining writes all again: so rarely, as it grows, that each line is written a few times in all.
-        if len(parts) >= MOST_PARTS and self._written - self._joined >= self._joined / 2:
-            self._join(made)
+        with self._writing:
+            if len(made) <= self._written:
+                return
+            parts = self._open()
+            path = journal_path(self._batch, self._run, self._next)
+            self._store.put(path, _lines(made[self._written :]))
+            parts.append(path)
+            self._next += 1
+            self._written = len(made)
+            # Joining writes all again: so rarely, as it grows, that each line is written a few times in all.
+            if len(parts) >= MOST_PARTS and self._written - self._joined >= self._joined / 2:
+                self._join(made)
 
     def close(self, made: Sequence[Sidecar]) -> None:
         """Leaves one file with all of ``made``, where anything was."""
-        if made and (self._open() or len(made) > self._joined):
-            self._join(made)
+        with self._writing:
+            if made and (self._open() or len(made) > self._joined):
+                self._join(made)
 
     def _join(self, made: Sequence[Sidecar]) -> None:
         parts = self._open()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from pydantic import SecretStr
 from callsheet import digests
 from callsheet.digests import Digests
 from callsheet.errors import StoreFault
+from callsheet.patience import Patience
 from callsheet.r2 import R2Store
-from callsheet.r2_client import R2Settings
+from callsheet.r2_client import ATTEMPTS, R2Settings
 from tests.callsheet.test_store import bucket
 from tests.fakes.proxy import Fault, FaultyProxy
 
@@ -44,6 +46,81 @@ def test_a_write_is_sent_again_until_it_is_there(
     (tmp_path / "a.bin").write_bytes(CONTENT)
     store.put("a.bin", tmp_path / "a.bin")
     assert (store.get("a.bin"), proxy.count("/p/a.bin", "PUT")) == (CONTENT, 3)
+
+
+@pytest.mark.slow
+def test_a_write_whose_answer_never_comes_is_there_once(
+    store: R2Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.02")
+    hasty = R2Store(store.settings)
+    proxy.fail("/p/a.bin", "done, then hang")
+    hasty.put("a.bin", CONTENT)
+    assert (store.get("a.bin"), proxy.count("/p/a.bin", "PUT")) == (CONTENT, 2)
+
+
+def test_keys_that_expired_are_said_and_not_asked_again_for(store: R2Store, proxy: FaultyProxy) -> None:
+    proxy.fail("/p/a.bin", "keys expired", times=9)
+    with pytest.raises(
+        StoreFault, match=r"a\.bin: ExpiredToken the store does not accept the keys it was given"
+    ) as caught:
+        store.put("a.bin", CONTENT)
+    assert not caught.value.may_pass
+    assert "run again, what is done is kept" in str(caught.value)
+    assert proxy.count("/p/a.bin") == 1
+
+
+def test_a_clock_that_is_wrong_is_said_with_both_times(store: R2Store, proxy: FaultyProxy) -> None:
+    proxy.fail("/p/a.bin", "clock skewed", times=9)
+    with pytest.raises(
+        StoreFault,
+        match=r"this machine's clock says .* GMT and the store's Sat, 21 Nov 2026 08:00:00 GMT; set it",
+    ):
+        store.put("a.bin", CONTENT)
+
+
+@pytest.mark.slow
+def test_a_storm_is_one_that_may_pass(
+    store: R2Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More refusals than one request is patient with; who can wait asks again."""
+    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.02")
+    proxy.fail("/p/a.bin", "503", times=ATTEMPTS + 3)
+    with pytest.raises(StoreFault, match="503") as caught:
+        store.put("a.bin", CONTENT)
+    assert caught.value.may_pass
+    Patience()(lambda: store.put("a.bin", CONTENT))
+    assert store.get("a.bin") == CONTENT
+
+
+@pytest.mark.slow
+def test_a_store_that_is_not_there_may_come_back() -> None:
+    away = R2Store(R2Settings("http://127.0.0.1:9", "b", "key", SecretStr("secret")))
+    with pytest.raises(StoreFault, match="Could not connect") as caught:
+        away.size("a.bin")
+    assert caught.value.may_pass
+
+
+def test_sizes_of_many_files_take_few_requests(store: R2Store, proxy: FaultyProxy) -> None:
+    there = [f"takes/speech/{n:03}.wav" for n in range(0, 300, 2)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda path: store.put(path, path[:20].encode()), there))
+    store.put("takes/speech-of-another/001.wav", b"x")
+    asked = len(proxy.requests)
+    wanted = [f"takes/speech/{n:03}.wav" for n in range(300)]
+    assert store.sizes([*wanted, *wanted, "takes/clip/none.mp4"]) == {path: 20 for path in there}
+    assert len(proxy.requests) - asked <= 40
+
+
+def test_sizes_of_few_files_among_many_are_asked_for_one_by_one(store: R2Store, proxy: FaultyProxy) -> None:
+    """A page of a list tells of 1,000 files; where hardly one of them is wanted, the question is cheaper."""
+    direct = R2Store(replace(store.settings, endpoint=s3))
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: direct.put(f"takes/clip/{n:05}.mp4", b"x"), range(0, 3000)))
+    wanted = [f"takes/clip/{n:05}.mp4" for n in range(0, 6000, 300)]
+    assert store.sizes(wanted) == {path: 1 for path in wanted[:10]}
+    assert proxy.count("?", "GET") <= 2
+    assert proxy.count("/takes/", "HEAD") >= 10
 
 
 def test_what_was_written_is_known_by_its_hash(store: R2Store) -> None:

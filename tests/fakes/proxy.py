@@ -20,8 +20,18 @@ from urllib.parse import urlsplit
 from tests.fakes.background import BackgroundServer
 
 Fault = Literal[
-    "cut", "empty", "silence", "reset", "hang", "500", "502", "503", "429", "done, then reset", "one byte wrong"
+    "cut", "empty", "silence", "reset", "hang", "500", "502", "503", "429", "done, then reset", "done, then hang",
+    "one byte wrong", "keys expired", "clock skewed",
 ]  # fmt: skip
+#: S3's refusals: status, code, message.
+_REFUSALS = {
+    "keys expired": (403, "ExpiredToken", "The provided token has expired."),
+    "clock skewed": (
+        403,
+        "RequestTimeTooSkewed",
+        "The difference between the request time and the time is too large.",
+    ),
+}
 
 
 @dataclass
@@ -89,31 +99,19 @@ class FaultyProxy(BackgroundServer):
     async def _answer(
         self, fault: Fault | None, head: bytes, body: bytes, writer: asyncio.StreamWriter
     ) -> None:
-        if fault == "hang":
+        if fault in ("done, then hang", "done, then reset"):
+            await self._forward(head, body)
+        if fault in ("hang", "done, then hang"):
             await asyncio.Event().wait()
         elif fault in ("reset", "done, then reset"):
-            if fault != "reset":
-                await self._forward(head, body)
             writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
             writer.transport.abort()
-        elif fault == "empty":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        elif fault == "silence":
-            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(2 * 48_000))
-        elif fault in ("500", "502", "503", "429"):
-            writer.write(
-                f"HTTP/1.1 {fault} Broken\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsorry".encode()
-            )
-        else:
-            answer = await self._forward(head, body)
-            if fault == "cut":
-                start = answer.index(b"\r\n\r\n") + 4
-                answer = answer[: start + (len(answer) - start) // 2]
-            if fault == "one byte wrong":
-                answer = answer[:-1] + bytes([answer[-1] ^ 1])
+        elif (answer := _instead(fault)) is not None:
             writer.write(answer)
+        else:
+            writer.write(_spoilt(fault, await self._forward(head, body)))
         if not writer.transport.is_closing():
             await writer.drain()
 
@@ -126,3 +124,35 @@ class FaultyProxy(BackgroundServer):
         answer = await reader.read()
         writer.close()
         return answer
+
+
+def _instead(fault: Fault | None) -> bytes | None:
+    """What is answered without asking the server; None where it is asked."""
+    if fault == "empty":
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    if fault == "silence":
+        return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(2 * 48_000)
+    if fault in ("500", "502", "503", "429"):
+        return f"HTTP/1.1 {fault} Broken\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsorry".encode()
+    return _refusal(*_REFUSALS[fault]) if fault in _REFUSALS else None
+
+
+def _spoilt(fault: Fault | None, answer: bytes) -> bytes:
+    if fault == "cut":
+        start = answer.index(b"\r\n\r\n") + 4
+        return answer[: start + (len(answer) - start) // 2]
+    if fault == "one byte wrong":
+        return answer[:-1] + bytes([answer[-1] ^ 1])
+    return answer
+
+
+def _refusal(status: int, code: str, message: str) -> bytes:
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    head = [
+        f"HTTP/1.1 {status} Refused",
+        "Content-Type: application/xml",
+        f"Content-Length: {len(body)}",
+        "Date: Sat, 21 Nov 2026 08:00:00 GMT",
+        "Connection: close",
+    ]
+    return "\r\n".join([*head, "", body]).encode()
