@@ -112,7 +112,10 @@ def test_sizes_of_many_files_take_few_requests(store: R2Store, proxy: FaultyProx
     assert len(proxy.requests) - asked <= 40
 
 
-def test_sizes_of_few_files_among_many_are_asked_for_one_by_one(store: R2Store, proxy: FaultyProxy) -> None:
+@pytest.mark.slow
+def test_sizes_of_few_files_among_many_are_asked_for_one_by_one(
+    s3: str, store: R2Store, proxy: FaultyProxy
+) -> None:
     """A page of a list tells of 1,000 files; where hardly one of them is wanted, the question is cheaper."""
     direct = R2Store(replace(store.settings, endpoint=s3))
     with ThreadPoolExecutor(16) as pool:
