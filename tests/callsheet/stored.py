@@ -5,15 +5,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from callsheet.fleet import StepKind
 from callsheet.journal import journal_path
 from callsheet.manifest import LatestRun, Manifest, ManifestShot, Totals, batch_path, latest_path
 from callsheet.needed import PlannedTakes
-from callsheet.store import Store
+from callsheet.r2 import R2Store
+from callsheet.store import LocalFolder, Store
 from callsheet.takes import Attempt, Sidecar, attempt_path, sidecar_path
+from tests.callsheet.test_store import bucket
 
 DAY = 86_400.0
 
@@ -170,3 +175,11 @@ def killed_at_every_call(
         check(store, lives)
         return lives
     raise AssertionError("it never came to an end")
+
+
+def new_stores(kind: str, s3: Callable[[], str], folder: Path, name: str) -> Callable[[], Store]:
+    """Gives a new, empty store each time: a folder, or a folder of a bucket of moto's server."""
+    if kind == "folder":
+        return lambda: LocalFolder(folder / uuid.uuid4().hex)
+    first = bucket(s3(), f"b{hashlib.sha256(name.encode()).hexdigest()[:20]}")
+    return lambda: R2Store(replace(first.settings, prefix=f"作品/{uuid.uuid4().hex}"))
