@@ -121,7 +121,7 @@ def _print_check(found: StoreCheck) -> None:
     for kind, meaning in MEANINGS.items():
         _print_findings(out, f"{kind}: {meaning}", found.of(kind))
     totals = ", ".join(f"{what} {_size(size)}" for what, size in found.totals.items())
-    out.print(f"In all: {totals}", markup=False)
+    out.print(f"In all: {totals}", markup=False, soft_wrap=True)
     out.print(f"{len(found.faults)} to be looked at." if found.faults else "All is well.", markup=False)
 
 

@@ -325,9 +325,12 @@ class _Check:
         whole = [sidecar for sidecar in told if self._is_whole(sidecar, sure=len(told) == 1)]
         if not whole:
             return finding
+        latest = max(
+            whole, key=lambda sidecar: (len(sidecar.attempts), sidecar.chosen)
+        )  # it was made again since
         deletes = () if finding.kind == "uncommitted" else finding.deletes[:1]  # the sidecar, never media
         what = f"{finding.what}; a journal tells how it was made"
-        return replace(finding, what=what, deletes=deletes, writes=whole[0], state="found", why="")
+        return replace(finding, what=what, deletes=deletes, writes=latest, state="found", why="")
 
     def _is_whole(self, sidecar: Sidecar, *, sure: bool) -> bool:
         """Whether the media that a journal tells of is there; what is in it is asked where journals disagree."""

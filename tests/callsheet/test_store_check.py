@@ -107,6 +107,8 @@ def test_takes_that_are_not_whole_are_forgotten_and_what_is_whole_stays(store: S
         "damaged": sorted([sidecar_path("speech", torn.key), sidecar_path("speech", other.key)]),
     }
     assert f"found 3 bytes at {cut.take.file}, expected 60" in check.of("truncated")[0].what
+    for finding in check.findings:
+        assert finding.deletes[0] == finding.path, "the sidecar goes first"
     done = repair(store, check, now=LATER)
     assert {finding.state for finding in done.findings} == {"repaired"}
     assert done.faults == []
