@@ -7,6 +7,7 @@
     callsheet test-connection URL                  what answers there
     callsheet report demo --store out              what it came to, and where its report is
     callsheet reap --dry-run                       which rented hosts should not be there
+    callsheet store check --store out              what is broken, left over or nobody's in a store
 
 Exit codes: 0 all done, 1 some shots failed, 2 bad input or settings, 3 budget reached, 130 interrupted.
 With ``--json`` the last line on standard output is one JSON object; everything else goes to standard error.
@@ -32,7 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from callsheet import commands_connection, commands_models, commands_reap, commands_workflow
+from callsheet import commands_connection, commands_models, commands_reap, commands_store, commands_workflow
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(commands_workflow.app, name="workflow")
 app.add_typer(commands_models.app, name="models")
+app.add_typer(commands_store.app, name="store")
 app.command()(commands_reap.reap)
 app.command()(commands_connection.test_connection)
 console = Console(stderr=True, highlight=False)

@@ -38,6 +38,11 @@ def journal_path(batch: str, run: str, part: int | None = None) -> str:
     return f"batches/{batch}/journal-{run}{number}.jsonl"
 
 
+def is_journal(name: str) -> bool:
+    """Whether a file of that name in a batch's folder is a journal, and not a deliverable."""
+    return name.startswith("journal-") and _JOURNAL.fullmatch(name.removeprefix("journal-")) is not None
+
+
 class Journal:
     """The journal of one run; what is under way when its run is ended may end beside `close`."""
 

@@ -32,6 +32,14 @@ def lease_path(batch: str) -> str:
     return f"batches/{batch}/lease.json"
 
 
+def is_held(store: Store, path: str) -> bool:
+    """Whether the file says that somebody has the lease; who that was may be dead."""
+    try:
+        return bool(json.loads(store.get(path))["held"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
 class StoreLease:
     """One holder's view of a lease; may be used by many threads."""
 
@@ -51,6 +59,11 @@ class StoreLease:
             version = self._store.version(self._path)
             if version is not None and not self._is_free(version):
                 return False
+            return self._write(version, held=True)
+
+    def take_over(self, version: str | None) -> bool:
+        """Takes the lease where its file still is the ``version`` of which the caller knows that nobody has it."""
+        with self._writing:
             return self._write(version, held=True)
 
     def renew(self) -> bool:
@@ -82,11 +95,7 @@ class StoreLease:
         now = clock()
         if self._seen[0] != version:
             self._seen = (version, now)
-        try:
-            held = bool(json.loads(self._store.get(self._path))["held"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            held = False
-        return not held or now - self._seen[1] >= scaled(LEASE_SECONDS)
+        return not is_held(self._store, self._path) or now - self._seen[1] >= scaled(LEASE_SECONDS)
 
     def _write(self, version: str | None, *, held: bool) -> bool:
         began = clock()
