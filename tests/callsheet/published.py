@@ -12,7 +12,7 @@ from typing import Any
 
 from callsheet.batch import Batch
 from callsheet.fleet import read_fleet
-from callsheet.journal import Journal, journal_path
+from callsheet.journal import Journal, is_journal
 from callsheet.manifest import Manifest, batch_path
 from callsheet.parameters import ProduceParameters
 from callsheet.plan import Plan, SpeechInputs
@@ -21,6 +21,8 @@ from callsheet.resume import find_takes
 from callsheet.store import Store
 from callsheet.takes import Attempt, Sidecar, SpokenPiece, attempt_path, sidecar_path
 
+#: What lies in a batch's folder and is not delivered.
+BOOKS = ("manifest.json", "plan.json", "lease.json", "report.html", "report-data.js")
 #: What writes to a store.
 WRITES = ("put", "put_if", "copy", "delete")
 
@@ -82,9 +84,9 @@ def check_published(store: Store, batch: str = "demo") -> Manifest:
     manifest = manifest_in(store, batch)
     assert manifest is not None
     assert {path: content_of(store, path) for path in manifest.files} == manifest.files
-    own = {batch_path(batch, name) for name in ("manifest.json", "report.html", "report-data.js")}
-    there = {file.path for file in store.list(f"batches/{batch}/")}
-    assert there - own - {journal_path(batch, "earlier")} == set(manifest.files)
+    there = {file.path.removeprefix(f"batches/{batch}/") for file in store.list(f"batches/{batch}/")}
+    published = {name for name in there if name not in BOOKS and not is_journal(name)}
+    assert {batch_path(batch, name) for name in published} == set(manifest.files)
     return manifest
 
 

@@ -49,6 +49,8 @@ class FaultyProxy(BackgroundServer):
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname, parts.port)
         self._rules: list[_Rule] = []
+        self._held = ""
+        self._released = asyncio.Event()
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
         super().__init__()
@@ -56,6 +58,14 @@ class FaultyProxy(BackgroundServer):
     def fail(self, path: str, fault: Fault, times: int = 1, after: int = 0) -> None:
         """Spoils ``times`` requests whose path contains ``path``, once ``after`` of them have passed."""
         self._rules.append(_Rule(path, fault, times, after))
+
+    def hold(self, path: str) -> None:
+        """Lets requests of this path wait until `release`, or the end."""
+        self._held, self._released = path, asyncio.Event()
+
+    def release(self) -> None:
+        self._held = ""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     def fail_no_more(self) -> None:
         self._rules.clear()
@@ -81,6 +91,8 @@ class FaultyProxy(BackgroundServer):
             line = head.split(b"\r\n", 1)[0].decode()
             self.requests.append(line)
             self.bodies.append(body)
+            if self._held and self._held in line:
+                await self._released.wait()
             await self._answer(self._fault_for(line), head, body, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
