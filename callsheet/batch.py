@@ -168,6 +168,11 @@ class Batch:
             return None
         return self._sidecar(step, best_of(attempts), needs_review=True)
 
+    def sidecar_with(self, step: Step, attempt: Attempt) -> Sidecar:
+        """The sidecar of a step whose take this attempt is to be; nothing is noted."""
+        earlier = self.attempts.get(step.key, [])
+        return self._sidecar(step, attempt, needs_review=False, attempts=[*earlier, attempt])
+
     def again(self, step: Step) -> bool:
         """What was made of a step is lost before it could be looked at: puts the step back, a few times."""
         self._lost[step.key] += 1
@@ -276,7 +281,9 @@ class Batch:
         self.queue.stop(Failure(step.name, Budget.__name__, reason), assembly=False)
         return False
 
-    def _sidecar(self, step: Step, chosen: Attempt, *, needs_review: bool) -> Sidecar:
+    def _sidecar(
+        self, step: Step, chosen: Attempt, *, needs_review: bool, attempts: list[Attempt] | None = None
+    ) -> Sidecar:
         return Sidecar(
             key=step.key,
             kind=step.kind,
@@ -287,7 +294,7 @@ class Batch:
             sources=self.sources_of(step) or {},
             chosen=chosen.n,
             needs_review=needs_review,
-            attempts=self.attempts[step.key],
+            attempts=self.attempts[step.key] if attempts is None else attempts,
         )
 
 

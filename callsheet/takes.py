@@ -73,12 +73,13 @@ class SpokenPiece(BaseModel):
 
 class Attempt(BaseModel):
     """One making of a take. ``seconds`` is the time the engine took, ``length`` that of the media as it is used:
-    of a narration, trimmed and without the pauses that the script asks for."""
+    of a narration, trimmed and without the pauses that the script asks for. ``file`` is empty where nothing was made, or
+    it is not in the store yet."""
 
     n: int
-    file: str
-    sha256: str
-    bytes: int
+    file: str = ""
+    sha256: str = ""
+    bytes: int = 0
     seed: int | None = None
     host: str = ""
     lane: str = ""

@@ -11,6 +11,7 @@ which and why; everything else is published, and running it again makes only wha
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ from callsheet.scratch import scratch_folder
 from callsheet.store import Store
 from callsheet.store_lease import StoreLease
 from callsheet.takes import Sidecar
+from callsheet.undelivered import bring
 from flows.render import deploy_render
 from tasks.batch_lease import batch_lease
 from tasks.locks import held
@@ -48,6 +50,7 @@ from tasks.readiness import Probe
 from tasks.rented import Rental, give_back_of, renting
 from tasks.shard_runs import batch_limit
 from tasks.shards import end_earlier_shards, make_in_shards
+from tasks.watching import tell
 
 
 def _run_name() -> str:
@@ -121,6 +124,7 @@ async def _produce(
     started, run_id = now(), run_name(str(runtime.flow_run.id or uuid4()))
     await end_earlier_shards(store, parameters.batch_name)
     await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
+    await _bring(store)
     batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
     get_run_logger().info(
         "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
@@ -174,6 +178,12 @@ async def _hosts_for(
         batch = _batch(parameters, plan, batch.found)
         batch.hosts_cost = rental.cost
         yield batch, rental
+
+
+async def _bring(store: Store) -> None:
+    """Brings what earlier runs on this machine made and could not bring into the store. Raises StoreFault."""
+    if store.is_shared and (takes := await asyncio.to_thread(bring, store)):
+        tell(f"{len(takes)} takes that earlier runs could not bring into {store} are there now", logging.INFO)
 
 
 def _open_batch(parameters: ProduceParameters, plan: Plan, store: Store) -> Batch:

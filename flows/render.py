@@ -28,6 +28,7 @@ from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.shards import RUN_ID, ShardResult, plan_name, result_name, shards_path
 from callsheet.store import Store
+from callsheet.undelivered import bring
 from flows.deploying import deployed
 from tasks.locks import Lease, held
 from tasks.making import make_takes
@@ -78,6 +79,8 @@ async def render(parameters: RenderParameters) -> State[Any]:
 async def _render(parameters: RenderParameters, store: Store, scratch: Path, lease: Lease) -> ShardResult:
     flow_run = str(runtime.flow_run.id)
     await _check_wanted(UUID(flow_run))
+    if store.is_shared:
+        await asyncio.to_thread(bring, store)  # what a run that died on this machine made and did not bring
     batch = await asyncio.to_thread(_open_shard, parameters, store, scratch)
     production = Production(batch, store, scratch, run_name(flow_run), lease)
     results: list[ShardResult] = []

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from callsheet.home import callsheet_home
 from callsheet.serving import listen, serve, url_of
 
 #: What Prefect answers when SQLite was busy with another writer.
@@ -26,8 +27,7 @@ SERVICE_UNAVAILABLE = 503
 
 def home() -> Path:
     """Where the server keeps its database."""
-    base = os.environ.get("CALLSHEET_HOME")
-    return (Path(base) if base else Path.home() / ".callsheet") / "prefect"
+    return callsheet_home() / "prefect"
 
 
 class AskedAgain:

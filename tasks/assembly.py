@@ -124,8 +124,8 @@ async def _keep(production: Production, step: Step, built: Built) -> None:
         assert isinstance(length, float)
         if step.kind == "clip" and production.batch.plan.shots_with(step.key)[0].canvas is not None:
             await asyncio.to_thread(production.keep_poster, step.key, built.path)
-        kept = await production.keep(step, n, built.path, wanted=_in_programme(production, step))
-        attempt = Attempt(n=n, length=length, seconds=built.seconds, checks=tuple(built.checks), **kept)
+        attempt = Attempt(n=n, length=length, seconds=built.seconds, checks=tuple(built.checks))
+        attempt = await production.keep(step, attempt, built.path, wanted=_in_programme(production, step))
         async with production.changing() as batch:
             sidecar = batch.add_attempt(step, attempt)
         if attempt.faults:

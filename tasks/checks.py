@@ -67,8 +67,7 @@ async def keep_attempt(
             attempt = await _look(production, step, lane, made, seconds, cost)
         production.looked_at()
         if made.path is not None:
-            kept = await production.keep(step, attempt.n, made.path, wanted=attempt.passed)
-            attempt = attempt.model_copy(update=kept)
+            attempt = await production.keep(step, attempt, made.path, wanted=attempt.passed)
         if attempt.faults:
             get_run_logger().warning(
                 "%s: %s on %s: attempt %d: %s",
@@ -131,7 +130,6 @@ async def _look(
         "seconds": round(seconds, 3),
         "cost": cost,
     }
-    known |= {"file": "", "sha256": "", "bytes": 0}
     if made.path is None:
         return Attempt(error=made.error, **known)
     ends, at = [], 0.0

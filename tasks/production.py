@@ -31,13 +31,14 @@ from callsheet.limits import limits_of
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import Neighbours, VoiceProfile, profile_of
 from callsheet.media.video import poster
-from callsheet.plan import Step
+from callsheet.plan import ASSEMBLY, Step
 from callsheet.publishing import poster_of
 from callsheet.resume import find_take
 from callsheet.store import Store
 from callsheet.store_lease import StoreLease
-from callsheet.takes import Sidecar, attempt_path
+from callsheet.takes import Attempt, Sidecar, attempt_path
 from callsheet.timing import scaled
+from callsheet.undelivered import Undelivered
 from callsheet.voices import Voice
 from tasks.deliveries import Deliveries, LocalCopies
 from tasks.locks import Lease, Locks
@@ -172,6 +173,7 @@ class Production:
         self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
         self._undelivered = undelivered_gb * 1e9
         self.deliveries: Deliveries
+        self.undelivered = Undelivered(store)
         self.copies = LocalCopies(store, scratch, self._undelivered)
         self._shard = shard
         self._batch_lease = batch_lease
@@ -331,17 +333,25 @@ class Production:
         for key in keys:
             self.copies.drop(self.batch.takes[key].take.file)
 
-    async def keep(self, step: Step, n: int, path: Path, *, wanted: bool = True) -> dict[str, Any]:
-        """Brings attempt ``n`` from the scratch folder into the store; where it lies there, its hash and size.
+    async def keep(self, step: Step, attempt: Attempt, path: Path, *, wanted: bool = True) -> Attempt:
+        """Brings an attempt from the scratch folder into the store. Returns it with where it lies there, its hash and size.
 
         Args:
             wanted: whether something will be built from it.
         """
         # A run that was thought dead may still write: never over the media of the one that took its place.
-        target = attempt_path(step.kind, step.key, n, path.suffix, self._run_id if self._shard else "")
-        kept = await self.deliveries.put(target, path)
+        run = self._run_id if self._shard else ""
+        target = attempt_path(step.kind, step.key, attempt.n, path.suffix, run)
+        # What engines made is paid for: where it does not come into the store, the next run brings it.
+        is_paid = attempt.passed and step.engine != ASSEMBLY and self.store.is_shared
+        if is_paid:
+            draft = attempt.model_copy(update={"file": target, "bytes": _bytes_of(path)})
+            path = await asyncio.to_thread(self.undelivered.add, self.batch.sidecar_with(step, draft), path)
+        attempt = attempt.model_copy(update=await self.deliveries.put(target, path))
+        if is_paid:
+            await asyncio.to_thread(self.undelivered.delivered, self.batch.sidecar_with(step, attempt))
         self.copies.keep(target, path, wanted=wanted)
-        return kept
+        return attempt
 
     def keep_poster(self, key: str, path: Path) -> None:
         """Makes the poster of a clip while it lies here; it is published with the batch."""
@@ -365,6 +375,7 @@ class Production:
         """
         self.check_lease()
         committed = await self.deliveries.call(lambda: self._write_sidecar(step, sidecar, path))
+        self.undelivered.remove(step.key)
         async with self.changing() as batch:
             batch.commit(step, committed, ours=committed == sidecar)
 
@@ -434,6 +445,7 @@ class Production:
                 await journal
             await self._write_journal(self._journal.close)
             self.deliveries.close()
+            self.undelivered.close()
             _current.reset(token)
 
     async def _lost(self) -> None:
@@ -460,3 +472,7 @@ class Production:
         """A journal saves the next run questions, no more: where it cannot be written, the takes are still there."""
         with contextlib.suppress(StoreFault):
             await asyncio.to_thread(write, list(self.batch.made))
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size
