@@ -10,16 +10,25 @@ Exit codes: 0 all well, 1 something is missing, 2 bad input.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from callsheet.errors import BadInput
-from callsheet.models import ModelShelf, files_below, wanted_by
+from callsheet.models import ModelShelf, bytes_of, files_below, wanted_by
 from callsheet.store import open_store
 from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
 
@@ -97,15 +106,26 @@ def upload(
             "name some, or give --all"
         )
     done = []
-    for number, uploaded in enumerate(ModelShelf(open_store(store)).upload(folder, chosen), 1):
-        file = uploaded.file
-        what = "is there already" if uploaded.was_there else f"{file.bytes / 1e9:.2f} GB sent"
-        _console.print(f"{number} of {len(chosen)}: {file.path}: {what}", markup=False)
-        done.append({**file.model_dump(), "sent": not uploaded.was_there})
+    shelf, total = ModelShelf(open_store(store)), bytes_of(folder, chosen)
+    with _bar() as bar:
+        task = bar.add_task("Models", total=total)
+        for number, uploaded in enumerate(shelf.upload(folder, chosen, partial(bar.advance, task)), 1):
+            file = uploaded.file
+            what = "is there already" if uploaded.was_there else f"{file.bytes / 1e9:.2f} GB sent"
+            bar.console.print(f"{number} of {len(chosen)}: {file.path}: {what}", markup=False)
+            done.append({**file.model_dump(), "sent": not uploaded.was_there})
     if not paths and (lacking := [path for path in wanted if path not in lying]) and not everything:
         _console.print(f"Not below {folder}: {', '.join(lacking)}", markup=False)
     if as_json:
         print(json.dumps({"models": done}))
+
+
+def _bar() -> Progress:
+    """How many bytes are there, how fast they go, and how long it takes yet."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    return Progress(*columns, console=_console, transient=True)
 
 
 @app.command()

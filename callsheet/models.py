@@ -11,7 +11,7 @@ file, so it never names one that is not there; a rented host loads what it names
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -117,8 +117,13 @@ class ModelShelf:
                 f"store {self._store}: {MANIFEST} is no list of models ({error.error_count()} mistakes)"
             ) from None
 
-    def upload(self, root: Path, paths: Iterable[str]) -> Iterator[Uploaded]:
+    def upload(
+        self, root: Path, paths: Iterable[str], sent: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Uploaded]:
         """Brings files of the folder ``root`` into the store, one after the other; yields each as it is there.
+
+        Args:
+            sent: is told of bytes as they are there, from any thread; those of a file that was there at once.
 
         Raises:
             BadInput: a file is not there, or not below the folder.
@@ -130,8 +135,10 @@ class ModelShelf:
             read = InputFile.read(local)
             file = ModelFile(path=path, sha256=read.sha256, bytes=local.stat().st_size)
             was_there = known.get(path) == file and self._fault(file) == ""
-            if not was_there:
-                self._store.put(f"{FOLDER}/{path}", local)
+            if was_there:
+                sent(file.bytes)
+            else:
+                self._store.put(f"{FOLDER}/{path}", local, sent)
                 self._list(file)
             yield Uploaded(file, was_there)
 
@@ -169,6 +176,11 @@ class ModelShelf:
             if self._store.put_if(MANIFEST, manifest.model_dump_json(indent=1).encode(), version):
                 return
         raise StoreFault(f"store {self._store}: {MANIFEST} is changed by others all the time")
+
+
+def bytes_of(root: Path, paths: Iterable[str]) -> int:
+    """How much files below a folder of models are together. Raises BadInput as `ModelShelf.upload` does."""
+    return sum(_local(root, path).stat().st_size for path in paths)
 
 
 def _local(root: Path, path: str) -> Path:

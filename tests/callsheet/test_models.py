@@ -105,7 +105,11 @@ def test_a_large_upload_that_was_cut_off_goes_on(
         assert ModelShelf(direct).manifest().files == []
         proxy.requests.clear()
         proxy.fail_no_more()
-        assert [one.was_there for one in ModelShelf(store).upload(tmp_path, [UNET])] == [False]
+        told: list[int] = []
+        assert [one.was_there for one in ModelShelf(store).upload(tmp_path, [UNET], told.append)] == [False]
+        assert (sum(told), len(told)) == (17 << 20, 4)
+        assert [one.was_there for one in ModelShelf(store).upload(tmp_path, [UNET], told.append)] == [True]
+        assert sum(told) == 2 * (17 << 20)
         sent = [n for n in range(1, 5) if proxy.count(f"partNumber={n}", "PUT")]
     assert sent[0] == 3, "the first two were there already"
     assert direct.fetch(f"models/{UNET}", tmp_path / "back").read_bytes() == (tmp_path / UNET).read_bytes()

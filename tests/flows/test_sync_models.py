@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.artifacts import Artifact
 
 from callsheet.errors import BadInput
 from callsheet.models import ModelShelf
@@ -25,7 +26,10 @@ async def test_what_workflows_load_is_brought_to_the_store(tmp_path: Path) -> No
     state = await sync_models(parameters, return_state=True)
     assert state.is_completed(), state.message
     assert [file.path for file in ModelShelf(LocalFolder(store)).manifest().files] == ["vae/ae.safetensors"]
+    bar = await Artifact.aget("models")
+    assert bar is not None
+    assert (bar.type, bar.data) == ("progress", 100.0)
     named = parameters.model_copy(update={"paths": ("vae/ae.safetensors", "vae/none.pt")})
     state = await sync_models(named, return_state=True)
     assert state.is_failed()
-    assert "1 files are there. model vae/none.pt: found no such file" in state.message
+    assert "0 files are there. model vae/none.pt: found no such file" in state.message
