@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from prefect.artifacts import Artifact
 
 from callsheet.errors import BadInput
 from callsheet.models import ModelShelf
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 @pytest.mark.slow
-async def test_what_workflows_load_is_brought_to_the_store(tmp_path: Path) -> None:
+async def test_what_workflows_load_is_brought_to_the_store(tmp_path: Path, prefect_api: str) -> None:
     wanted = tmp_path / "models/vae/ae.safetensors"
     wanted.parent.mkdir(parents=True)
     store = tmp_path / "store"
@@ -26,9 +26,10 @@ async def test_what_workflows_load_is_brought_to_the_store(tmp_path: Path) -> No
     state = await sync_models(parameters, return_state=True)
     assert state.is_completed(), state.message
     assert [file.path for file in ModelShelf(LocalFolder(store)).manifest().files] == ["vae/ae.safetensors"]
-    bar = await Artifact.aget("models")
-    assert bar is not None
-    assert (bar.type, bar.data) == ("progress", 100.0)
+    async with httpx.AsyncClient() as client:
+        asked = {"artifacts": {"key": {"any_": ["models"]}}}
+        answer = await client.post(f"{prefect_api}/api/artifacts/filter", json=asked)
+    assert [(bar["type"], bar["data"]) for bar in answer.json()] == [("progress", 100.0)]
     named = parameters.model_copy(update={"paths": ("vae/ae.safetensors", "vae/none.pt")})
     state = await sync_models(named, return_state=True)
     assert state.is_failed()
