@@ -36,8 +36,18 @@ SHOTS = (
 )
 
 
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """For what takes long in a bucket."""
+    return _store(request, tmp_path)
+
+
 @pytest.fixture(params=["folder", "bucket"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return _store(request, tmp_path)
+
+
+def _store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return LocalFolder(tmp_path / "store")
     return bucket(request.getfixturevalue("s3"), f"p{abs(hash(request.node.name))}")
@@ -140,9 +150,10 @@ class Stopped(Exception):
 
 
 def test_stopped_before_any_write_it_leaves_no_half_and_the_next_completes_it(
-    store: Store, write_script: Callable[..., Path]
+    any_store: Store, write_script: Callable[..., Path]
 ) -> None:
     """First the batch is new, then its script was edited: the manifest names what is whole at every point."""
+    store = any_store
     script = write_script(*SHOTS)
     sidecars = keep_takes(plan_of(script), store)
     write_script(SHOTS[0] | {"text": "The keeper slept."}, *SHOTS[1:2])
@@ -236,6 +247,7 @@ def test_two_who_publish_at_once_end_in_one_consistent_batch(
     check_published(store)
 
 
+@pytest.mark.slow
 def test_a_storm_of_refusals_is_waited_out(s3: str, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that answers 503 to everything for a while costs time and nothing else."""
     monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.05")

@@ -99,6 +99,7 @@ async def test_keys_that_expire_in_the_middle_cost_no_take(
     check_bucket(bucket, "e")
 
 
+@pytest.mark.slow
 async def test_a_slow_store_does_not_stop_the_lanes_until_too_much_lies_here(
     bucket: str,
     fleet: str,
