@@ -10,6 +10,7 @@ was written beside it. Large files go in parts of equal size, as R2 wants them.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import mimetypes
 import urllib.parse
@@ -383,8 +384,13 @@ def _headers(path: str, sha256: str) -> dict[str, Any]:
 
 
 def _content_type(path: str) -> str:
-    kind, _ = mimetypes.guess_type(path)
-    if path.endswith(".vtt"):
+    return _type_of(path.rpartition("/")[2].rpartition(".")[2])
+
+
+@functools.lru_cache(64)  # one is asked for with every request
+def _type_of(suffix: str) -> str:
+    kind, _ = mimetypes.guess_type(f"file.{suffix}")
+    if suffix == "vtt":
         kind = "text/vtt"
     if kind is None:
         return "application/octet-stream"
