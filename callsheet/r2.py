@@ -10,6 +10,7 @@ was written beside it. Large files go in parts of equal size, as R2 wants them.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import mimetypes
 import urllib.parse
@@ -43,6 +44,10 @@ _BROKEN = (
 )
 #: So many files are asked for one by one rather than by a list, which costs as much as a dozen questions.
 _WORTH_A_LIST = 12
+#: Files of so many bytes at most are read once, for their hashes and to be sent.
+_READ_WHOLE_BYTES = 1 << 20
+#: So many files a page of a list tells of at most.
+_PAGE = 1_000
 #: The metadata that says what an object's content is.
 _SHA256 = "sha256"
 #: Presigned addresses live for a day; R2 allows up to seven.
@@ -69,16 +74,17 @@ class R2Store:
 
     def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
         with self._faults(path):
+            if isinstance(content, Path) and content.stat().st_size <= _READ_WHOLE_BYTES:
+                content = content.read_bytes()
             if isinstance(content, bytes):
                 digests = Digests.of_bytes(content)
                 self._put_whole(path, content, digests)
-                return digests.sha256
-            digests = Digests.of_file(content)
-            if digests.parts:
+            elif (digests := Digests.of_file(content)).parts:
                 self._put_parts(path, content, digests, sent)
                 return digests.sha256
-            with content.open("rb") as file:
-                self._put_whole(path, file, digests)
+            else:
+                with content.open("rb") as file:
+                    self._put_whole(path, file, digests)
             if sent:
                 sent(digests.size)
             return digests.sha256
@@ -269,29 +275,33 @@ class R2Store:
         """Sizes of files of one folder, in order. A page of a list that tells of few of them is not asked for again soon."""
         found: dict[str, int] = {}
         at, asked_until = 0, 0
+        # A whole page takes a while to make and to read. Beside a medium lies its sidecar: where that is all, this will do.
+        most = min(_PAGE, 2 * len(wanted) + _WORTH_A_LIST)
         while at < len(wanted):
             if len(wanted) - at < _WORTH_A_LIST or at < asked_until:
                 if (size := self.size(wanted[at])) is not None:
                     found[wanted[at]] = size
                 at += 1
                 continue
-            page, last = self._page(folder, wanted[at])
+            page, last = self._page(folder, wanted[at], most)
             began = at
             while at < len(wanted) and (last is None or wanted[at] <= last):
                 if wanted[at] in page:
                     found[wanted[at]] = page[wanted[at]]
                 at += 1
-            if at - began < _WORTH_A_LIST:
+            if at - began < _WORTH_A_LIST and most == _PAGE:
                 asked_until = at + 20 * _WORTH_A_LIST
+            most = _PAGE
         return found
 
-    def _page(self, folder: str, first: str) -> tuple[dict[str, int], str | None]:
-        """Up to 1,000 files of a folder from ``first`` on, with their sizes; the last of them, None where no more come."""
+    def _page(self, folder: str, first: str, most: int) -> tuple[dict[str, int], str | None]:
+        """Up to ``most`` files of a folder from ``first`` on, with their sizes; the last of them, None where no more come."""
         with self._faults(folder):
             answer = self._client.list_objects_v2(
                 Bucket=self.settings.bucket,
                 Prefix=self._key(folder),
                 StartAfter=self._key(first)[:-1],  # just before it: what a list starts after is not in it
+                MaxKeys=most,
             )
         cut = len(self._key(""))
         page = {item["Key"][cut:]: int(item["Size"]) for item in answer.get("Contents", ())}
@@ -374,8 +384,13 @@ def _headers(path: str, sha256: str) -> dict[str, Any]:
 
 
 def _content_type(path: str) -> str:
-    kind, _ = mimetypes.guess_type(path)
-    if path.endswith(".vtt"):
+    return _type_of(path.rpartition("/")[2].rpartition(".")[2])
+
+
+@functools.lru_cache(64)  # one is asked for with every request
+def _type_of(suffix: str) -> str:
+    kind, _ = mimetypes.guess_type(f"file.{suffix}")
+    if suffix == "vtt":
         kind = "text/vtt"
     if kind is None:
         return "application/octet-stream"
