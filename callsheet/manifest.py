@@ -24,7 +24,7 @@ from callsheet.takes import Check
 
 #: Names in a batch's folder that no title may take.
 _RESERVED = (
-    "manifest.json", "plan.json", "lease.json", "report.html", "report-data.js", "shards", "untitled",
+    "manifest.json", "plan.json", "lease.json", "replacing.json", "report.html", "report-data.js", "shards", "untitled",
 )  # fmt: skip
 #: Bytes that a file's name may have on common disks, with room for a suffix.
 _LONGEST_NAME = 120

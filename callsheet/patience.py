@@ -29,7 +29,9 @@ class Patience:
     ) -> None:
         self._tell, self._seconds = tell, seconds
         self._ended = threading.Event()
-        self._away = threading.Lock()
+        self._noting = threading.Lock()
+        #: Since when nothing gets through, whoever asks.
+        self._away_since: float | None = None
         self._told = 0.0
 
     def __call__(self, do: Callable[[], _Result]) -> _Result:
@@ -38,26 +40,36 @@ class Patience:
         Raises:
             StoreFault: as ``do`` did, where it is not one that may pass, or did not in time.
         """
-        until, pause = None, 0.5
+        pause = 0.5
         while True:
             try:
-                return do()
+                result = do()
             except StoreFault as fault:
-                now = clock()
-                until = until or now + scaled(self._seconds)
-                if not fault.may_pass or now >= until or self._ended.is_set():
+                left = self._left()
+                if not fault.may_pass or left <= 0 or self._ended.is_set():
                     raise
-                self._say(f"{fault}; asks again for up to {(until - now) / 60:.0f} min", now)
+                self._say(f"{fault}; asks again for up to {left / 60:.0f} min")
+            else:
+                self._away_since = None
+                return result
             self._ended.wait(scaled(pause) * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _left(self) -> float:
+        """How long the store may be away yet, in seconds: that is counted once, however many wait for it."""
+        with self._noting:
+            now = clock()
+            self._away_since = self._away_since or now
+            return self._away_since + scaled(self._seconds) - now
 
     def end(self) -> None:
         """Nobody waits any more."""
         self._ended.set()
 
-    def _say(self, text: str, now: float) -> None:
+    def _say(self, text: str) -> None:
         """Once a minute, however many wait."""
-        with self._away:
+        with self._noting:
+            now = clock()
             if self._told and now < self._told + scaled(60):
                 return
             self._told = now

@@ -119,6 +119,9 @@ class Publisher:
         self._poster_of = posters or partial(poster_of, store)
         self._check = check
         self._patience = patience or Patience()
+        #: Lies there while files are replaced that the manifest names, until the next manifest is there.
+        self._replacing = batch_path(batch.name, "replacing.json")
+        self._is_replacing = False
         self.names = deliverable_names(batch.plan)
         self.failures = batch.failures
         self.made = {sidecar.key for sidecar in batch.made}
@@ -131,6 +134,8 @@ class Publisher:
             LeaseLost: from ``check``.
         """
         manifest = self._patience(self._publish)
+        if self._is_replacing:
+            self._patience(lambda: self.store.delete(self._replacing))
         self._patience(lambda: self._point(manifest))
         self._each(self.store.delete, manifest.stale)
         return manifest
@@ -140,8 +145,12 @@ class Publisher:
         for _ in range(_ATTEMPTS):
             version = self.store.version(batch_path(self.batch.name, "manifest.json"))
             before = _read_manifest(self.store, self.batch.name)
+            # Who was killed while it replaced files has made the manifest untrue: then what stands there is not known.
+            self._is_replacing = self.store.size(self._replacing) is not None
             delivers = self._collect(before)
-            delivers.note(self._write(delivers.files, before.files if before else {}))
+            delivers.note(
+                self._write(delivers.files, before.files if before and not self._is_replacing else {})
+            )
             manifest = self._manifest(delivers)
             manifest.stale = self._stale(before, delivers)
             self._write_report(manifest, delivers.cues)
@@ -175,7 +184,11 @@ class Publisher:
 
         missing = [file for file in files.values() if not stands(file)]
         self._each(write, (file for file in missing if file.path not in there))
-        self._each(write, (file for file in missing if file.path in there))
+        if replaced := [file for file in missing if file.path in there]:
+            self._check()
+            self.store.put(self._replacing, b"{}")
+            self._is_replacing = True
+            self._each(write, replaced)
         return digests
 
     def _copy(self, take: Attempt, target: str) -> str:
@@ -301,7 +314,7 @@ class Publisher:
     def _add_poster(self, clip: Sidecar, name: str, earlier: ManifestShot | None, delivers: _Batch) -> str:
         """The poster that stands there is left where it was made from the same clip."""
         target = batch_path(self.batch.name, f"{name}.jpg")
-        is_same = earlier is not None and earlier.poster == target and earlier.takes.get("clip") == clip.key
+        is_same = earlier is not None and earlier.sha256.get("clip") == clip.take.sha256
         known = earlier.sha256.get("poster", "") if earlier is not None and is_same else ""
         return delivers.add(target, known, None, lambda: self.store.put(target, self._poster_of(clip)))
 

@@ -70,21 +70,31 @@ class R2Store:
     def __init__(self, settings: R2Settings) -> None:
         self.settings = settings
         self.at_once = settings.threads
+        self.identity = f"{settings.endpoint} {settings.bucket} {settings.prefix}"
         self._client = client_of(settings)
 
-    def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
+    def put(
+        self,
+        path: str,
+        content: Path | bytes,
+        sent: Callable[[int], None] | None = None,
+        *,
+        replace: bool = True,
+    ) -> str:
         with self._faults(path):
             if isinstance(content, Path) and content.stat().st_size <= _READ_WHOLE_BYTES:
                 content = content.read_bytes()
+            digests = Digests.of_bytes(content) if isinstance(content, bytes) else Digests.of_file(content)
+            if not replace and digests.parts and self._check_same(path, digests):
+                return digests.sha256  # what goes in parts cannot be sent on a condition
             if isinstance(content, bytes):
-                digests = Digests.of_bytes(content)
-                self._put_whole(path, content, digests)
-            elif (digests := Digests.of_file(content)).parts:
+                self._put_whole(path, content, digests, replace=replace)
+            elif digests.parts:
                 self._put_parts(path, content, digests, sent)
                 return digests.sha256
             else:
                 with content.open("rb") as file:
-                    self._put_whole(path, file, digests)
+                    self._put_whole(path, file, digests, replace=replace)
             if sent:
                 sent(digests.size)
             return digests.sha256
@@ -93,12 +103,32 @@ class R2Store:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         try:
             with self._faults(path):
-                self._put_whole(path, content, Digests.of_bytes(content), **condition)
+                self._put_object(path, content, Digests.of_bytes(content), **condition)
         except (_Conflict, FileNotFoundError):  # IfMatch on what is gone is "no such key"
             return False
         return True
 
-    def _put_whole(self, path: str, content: bytes | BinaryIO, digests: Digests, **condition: str) -> None:
+    def _put_whole(self, path: str, content: bytes | BinaryIO, digests: Digests, *, replace: bool) -> None:
+        if replace:
+            self._put_object(path, content, digests)
+            return
+        try:
+            with self._faults(path):
+                self._put_object(path, content, digests, IfNoneMatch="*")
+        except _Conflict:
+            # It came in between; or it is ours, sent again because the answer was lost.
+            self._check_same(path, digests)
+
+    def _check_same(self, path: str, digests: Digests) -> bool:
+        """Whether the very same file is there. Raises FileExistsError where another one is."""
+        head = self._head(path)
+        if head is None:
+            return False
+        if head["ContentLength"] != digests.size or head["Metadata"].get(_SHA256) != digests.sha256:
+            raise FileExistsError(path)
+        return True
+
+    def _put_object(self, path: str, content: bytes | BinaryIO, digests: Digests, **condition: str) -> None:
         """One request; the server refuses what is not as long, or not the same, as what was meant."""
         answer = self._client.put_object(
             Bucket=self.settings.bucket,
@@ -172,7 +202,8 @@ class R2Store:
             meant = {number: digest.hex() for number, digest in enumerate(digests.parts, 1)}
             if parts and parts.items() <= meant.items():
                 return upload, set(parts)
-            self._client.abort_multipart_upload(**place, UploadId=upload)
+            if parts:  # one without any may have been begun by another a moment ago
+                self._client.abort_multipart_upload(**place, UploadId=upload)
         return None, set()
 
     def _compare(self, path: str, etag: str, digests: Digests) -> None:
@@ -354,7 +385,7 @@ class R2Store:
         """Turns what boto3 says into FileNotFoundError or a StoreFault that names the object, not the keys."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except botocore.exceptions.ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")

@@ -48,15 +48,30 @@ def find_take(step: Step, store: Store) -> Sidecar | None:
 def _look(steps: Sequence[Step], store: Store, journalled: dict[str, Sidecar]) -> dict[str, Sidecar]:
     """The takes of these steps that are whole."""
     told = {step.key: journalled[step.key] for step in steps if step.key in journalled}
-    others = {sidecar_path(step.kind, step.key): step for step in steps if step.key not in told}
+    paths = {step.key: sidecar_path(step.kind, step.key) for step in steps if step.key not in told}
     # A journal is written after the sidecars that it repeats: of those takes only the media is asked for.
-    sizes = store.sizes([*others, *(sidecar.take.file for sidecar in told.values())])
-    committed = [step for path, step in others.items() if path in sizes]
+    sizes = store.sizes([*paths.values(), *(sidecar.take.file for sidecar in told.values())])
+
+    def is_whole(sidecar: Sidecar) -> bool:
+        return sizes.get(sidecar.take.file) == sidecar.take.bytes
+
+    found = {key: sidecar for key, sidecar in told.items() if is_whole(sidecar)}
+    # A run that was killed may have made a take again and not written that down.
+    doubtful = [step for step in steps if step.key in told and not _is_current(step, found)]
+    committed = [step for step in steps if paths.get(step.key) in sizes]
     with ThreadPoolExecutor(store.at_once) as pool:
-        read = [one for one in pool.map(lambda step: _read_sidecar(step, store), committed) if one]
+        asked = [*committed, *doubtful]
+        read = [one for one in pool.map(lambda step: _read_sidecar(step, store), asked) if one]
     sizes |= store.sizes(sidecar.take.file for sidecar in read)
-    found = [*told.values(), *read]
-    return {sidecar.key: sidecar for sidecar in found if sizes.get(sidecar.take.file) == sidecar.take.bytes}
+    return found | {sidecar.key: sidecar for sidecar in read if is_whole(sidecar)}
+
+
+def _is_current(step: Step, found: dict[str, Sidecar]) -> bool:
+    """Whether a take that a journal tells of is there and was made from what is there now, as far as that is known."""
+    sidecar = found.get(step.key)
+    return sidecar is not None and all(
+        found[key].take.sha256 == sha256 for key, sha256 in sidecar.sources.items() if key in found
+    )
 
 
 def _agreed(sidecars: Iterable[Sidecar]) -> dict[str, Sidecar]:

@@ -50,20 +50,33 @@ class Store(Protocol):
         is_shared: whether it is reached from several machines, whose runs `only_run` cannot tell of one another.
         signs: whether it gives addresses with which anybody may read a file for a while (`signed`).
         at_once: how many calls are worth being made at once.
+        identity: tells this store from every other.
     """
 
     is_shared: bool
     signs: bool
     at_once: int
+    identity: str
 
-    def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
-        """Writes a file or bytes, whole or not at all; replaces what stood there.
+    def put(
+        self,
+        path: str,
+        content: Path | bytes,
+        sent: Callable[[int], None] | None = None,
+        *,
+        replace: bool = True,
+    ) -> str:
+        """Writes a file or bytes, whole or not at all.
 
         Args:
             sent: is told of bytes as they are there, from any thread.
+            replace: whether what stood there is replaced. Where not, and it is the same, nothing happens.
 
         Returns:
             The sha256 of what was written, in hex.
+
+        Raises:
+            FileExistsError: something else stands there, and ``replace`` is False.
         """
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
@@ -123,9 +136,17 @@ class LocalFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self.identity = str(self.root)
         self._incoming = self.root / ".incoming"
 
-    def put(self, path: str, content: Path | bytes, sent: Callable[[int], None] | None = None) -> str:
+    def put(
+        self,
+        path: str,
+        content: Path | bytes,
+        sent: Callable[[int], None] | None = None,
+        *,
+        replace: bool = True,
+    ) -> str:
         digest = hashlib.sha256()
 
         def write(temporary: Path) -> None:
@@ -136,7 +157,11 @@ class LocalFolder:
                     if sent:
                         sent(len(chunk))
 
-        self._write(path, write)
+        try:
+            self._write(path, write, replace=replace)
+        except FileExistsError:
+            if _sha256_of(self._local(path)) != digest.hexdigest():
+                raise
         return digest.hexdigest()
 
     def put_if(self, path: str, content: bytes, version: str | None) -> bool:
@@ -221,7 +246,7 @@ class LocalFolder:
     def _local(self, path: str) -> Path:
         return self.root / check_path(path)
 
-    def _write(self, path: str, write: _Write) -> None:
+    def _write(self, path: str, write: _Write, *, replace: bool = True) -> None:
         """Writes under a name that nobody looks for, forces it to the disk, then renames."""
         target = self._local(path)
         temporary = self._incoming / uuid.uuid4().hex
@@ -231,7 +256,10 @@ class LocalFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write(temporary)
                 _to_disk(temporary)
-                temporary.replace(target)
+                if replace:
+                    temporary.replace(target)
+                else:
+                    target.hardlink_to(temporary)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -240,7 +268,7 @@ class LocalFolder:
         """Turns what the disk says into a StoreFault that names file and remedy."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
             reason = error.strerror or str(error)
@@ -260,6 +288,11 @@ def _chunks(content: Path | bytes) -> Iterator[bytes]:
     with content.open("rb") as file:
         while chunk := file.read(1 << 20):
             yield chunk
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:

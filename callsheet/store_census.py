@@ -39,7 +39,7 @@ _OTHERS = {
     "inputs": re.compile(r"inputs/[0-9a-f]{64}(\.[^/]+)?", re.DOTALL),
 }
 #: A batch's files that are not delivered, besides journals and ``shards/``.
-_BOOKS = ("manifest.json", "plan.json", "lease.json", "report.html", "report-data.js")
+_BOOKS = ("manifest.json", "plan.json", "lease.json", "replacing.json", "report.html", "report-data.js")
 
 
 @dataclass

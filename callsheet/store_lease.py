@@ -17,7 +17,7 @@ import json
 import threading
 import uuid
 
-from callsheet.errors import LeaseLost, StoreFault
+from callsheet.errors import LeaseLost
 from callsheet.store import Store
 from callsheet.timing import clock, scaled
 
@@ -34,10 +34,7 @@ def lease_path(batch: str) -> str:
 
 def is_held(store: Store, path: str) -> bool:
     """Whether the file says that somebody has the lease; who that was may be dead."""
-    try:
-        return bool(json.loads(store.get(path))["held"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return False
+    return _parsed(store, path)[0]
 
 
 class StoreLease:
@@ -48,7 +45,6 @@ class StoreLease:
         self._writing = threading.RLock()
         self._owner = uuid.uuid4().hex
         self._renewals = 0
-        self._version: str | None = None
         self._sure_until: float | None = None
         #: The version that another holds, and since when we know it unchanged.
         self._seen: tuple[str | None, float] = (None, 0.0)
@@ -56,8 +52,8 @@ class StoreLease:
     def try_take(self) -> bool:
         """Takes the lease where nobody has it, or who had it does not renew it any more."""
         with self._writing:
-            version = self._store.version(self._path)
-            if version is not None and not self._is_free(version):
+            version, held, owner = self._read()
+            if held and owner != self._owner and not self._is_dead(version):
                 return False
             return self._write(version, held=True)
 
@@ -67,16 +63,25 @@ class StoreLease:
             return self._write(version, held=True)
 
     def renew(self) -> bool:
-        """Writes that we are alive; False where another has it. A lease that lapsed and that nobody took is ours again."""
+        """Writes that we are alive; False where another has it. A lease that lapsed and that nobody took is ours again.
+
+        Raises:
+            StoreFault: it could not be asked or written.
+        """
         with self._writing:
-            return self._version is not None and self._write(self._version, held=True)
+            version, held, owner = self._read()
+            if not held or owner != self._owner:
+                self._sure_until = None
+                return False
+            return self._write(version, held=True)
 
     def give_back(self) -> None:
         """Lets others take it at once."""
         with self._writing:
-            if self._version is not None:
-                self._write(self._version, held=False)
-            self._version = self._sure_until = None
+            self._sure_until = None
+            version, held, owner = self._read()
+            if held and owner == self._owner:
+                self._write(version, held=False)
 
     @property
     def is_ours(self) -> bool:
@@ -91,27 +96,35 @@ class StoreLease:
                     "more is published here. Run it again: what is made is kept"
                 )
 
-    def _is_free(self, version: str) -> bool:
+    def _is_dead(self, version: str | None) -> bool:
+        """Whether the file did not change for as long as we look at it, and that is long."""
         now = clock()
         if self._seen[0] != version:
             self._seen = (version, now)
-        return not is_held(self._store, self._path) or now - self._seen[1] >= scaled(LEASE_SECONDS)
+        return now - self._seen[1] >= scaled(LEASE_SECONDS)
+
+    def _read(self) -> tuple[str | None, bool, str]:
+        """The file's version, whether it says that somebody has the lease, and who."""
+        while True:
+            version = self._store.version(self._path)
+            held, owner = _parsed(self._store, self._path)
+            if self._store.version(self._path) == version:  # what was read is what it is the version of
+                return version, held, owner
 
     def _write(self, version: str | None, *, held: bool) -> bool:
         began = clock()
         self._renewals += 1
         content = json.dumps({"held": held, "owner": self._owner, "renewals": self._renewals}).encode()
+        written = self._store.put_if(self._path, content, version)
         # Its answer may have been lost and it was sent again: then it is our own writing that was in the way.
-        written = self._store.put_if(self._path, content, version) or self._stands(content)
-        if not written:
-            self._version = self._sure_until = None
-            return False
-        self._version = self._store.version(self._path)
-        self._sure_until = began + scaled(LEASE_SECONDS) * _SURE
-        return True
+        is_ours = written or self._read()[1:] == (held, self._owner)
+        self._sure_until = began + scaled(LEASE_SECONDS) * _SURE if held and is_ours else None
+        return is_ours
 
-    def _stands(self, content: bytes) -> bool:
-        try:
-            return self._store.get(self._path) == content
-        except (FileNotFoundError, StoreFault):
-            return False
+
+def _parsed(store: Store, path: str) -> tuple[bool, str]:
+    try:
+        content = json.loads(store.get(path))
+        return bool(content["held"]), str(content["owner"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False, ""

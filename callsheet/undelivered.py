@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import hashlib
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +34,11 @@ _LOCK = ".lock"
 
 
 class Undelivered:
-    """The folder of one run. Nothing is made before there is something to keep."""
+    """The folder of one run. Nothing is made before there is something to keep; may be used by many threads."""
 
     def __init__(self, store: Store) -> None:
         self._folder = _folder_of(store) / uuid.uuid4().hex
+        self._opening = threading.Lock()
         self._lock: IO[str] | None = None
 
     def add(self, sidecar: Sidecar, path: Path) -> Path:
@@ -44,30 +46,46 @@ class Undelivered:
 
         Args:
             sidecar: its chosen attempt tells where the media goes and how long it is; its sha256 may be missing.
+
+        Raises:
+            OSError: it cannot be kept; the media lies where it lay.
         """
-        if self._lock is None:
-            self._folder.mkdir(parents=True, mode=0o700)
-            self._lock = _locked(self._folder)
+        self._open()
         media = self._folder / f"{sidecar.key}{path.suffix}"
-        shutil.move(path, media)
-        _write(self._folder, sidecar)
+        _write(self._folder, sidecar)  # without media it says nothing
+        try:
+            shutil.move(path, media)
+        except OSError:
+            media.unlink(missing_ok=True)
+            raise
         return media
 
     def delivered(self, sidecar: Sidecar) -> None:
-        """The media is in the store, as the sidecar says; it may be moved now."""
+        """The media is in the store, as the sidecar says; it may be moved now. Raises OSError."""
         _write(self._folder, sidecar)
 
     def remove(self, key: str) -> None:
         """The take is committed."""
-        (self._folder / f"{key}.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next run finds it in the store
+            (self._folder / f"{key}.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """What is left is the next run's."""
-        if self._lock is not None:
-            if not any(self._folder.glob("*.json")):
-                shutil.rmtree(self._folder, ignore_errors=True)
-            self._lock.close()
-            self._lock = None
+        with self._opening:
+            if self._lock is not None:
+                if not any(self._folder.glob("*.json")):
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                self._lock.close()
+                self._lock = None
+
+    def _open(self) -> None:
+        """The folder gets its name when it is locked, so that nobody else brings what is in it."""
+        with self._opening:
+            if self._lock is None:
+                hidden = self._folder.with_name(f".{self._folder.name}")
+                hidden.mkdir(parents=True, mode=0o700)
+                self._lock = _locked(hidden)
+                hidden.rename(self._folder)
 
 
 def bring(store: Store) -> list[Sidecar]:
@@ -77,7 +95,7 @@ def bring(store: Store) -> list[Sidecar]:
         StoreFault: the store does not take it; it is kept.
     """
     brought: list[Sidecar] = []
-    for folder in _folder_of(store).glob("*"):
+    for folder in _folder_of(store).glob("[!.]*"):
         with _held(folder) as is_ours:
             if not is_ours:
                 continue
@@ -95,29 +113,54 @@ def _bring(store: Store, entry: Path) -> Sidecar | None:
     except ValidationError:
         return None  # the machine went down while it was written
     path = sidecar_path(sidecar.kind, sidecar.key)
-    take = sidecar.take
-    if store.size(path) is not None:
+    version = store.version(path)
+    if version is not None and _is_as_good(store, path, sidecar):
         return None
-    media = entry.with_suffix(Path(take.file).suffix)
-    if media.is_file() and media.stat().st_size == take.bytes:
-        sidecar = _with_sha256(sidecar, store.put(take.file, media))
-    elif not take.sha256 or store.size(take.file) != take.bytes:
+    media = entry.with_suffix(Path(sidecar.take.file).suffix)
+    if media.is_file() and media.stat().st_size == sidecar.take.bytes:
+        sidecar = _put(store, sidecar, media)
+    elif not sidecar.take.sha256 or store.size(sidecar.take.file) != sidecar.take.bytes:
         return None
-    is_ours = store.put_if(path, sidecar.model_dump_json(indent=1).encode(), None)
+    is_ours = store.put_if(path, sidecar.model_dump_json(indent=1).encode(), version)
     entry.unlink()
     return sidecar if is_ours else None
 
 
-def _with_sha256(sidecar: Sidecar, sha256: str) -> Sidecar:
+def _is_as_good(store: Store, path: str, sidecar: Sidecar) -> bool:
+    """Whether the take that is committed is whole, and was made from the same takes."""
+    try:
+        there = Sidecar.model_validate_json(store.get(path))
+    except (FileNotFoundError, ValidationError):
+        return False
+    return there.sources == sidecar.sources and store.size(there.take.file) == there.take.bytes
+
+
+def _put(store: Store, sidecar: Sidecar, media: Path) -> Sidecar:
+    """Puts the media where the sidecar says, or beside what another run put there. Returns the sidecar with where it lies."""
+    file = sidecar.take.file
+    try:
+        sha256 = store.put(file, media, replace=False)
+    except FileExistsError:
+        file = beside(file, uuid.uuid4().hex[:8])
+        sha256 = store.put(file, media)
+    return _with(sidecar, file=file, sha256=sha256)
+
+
+def beside(path: str, run: str) -> str:
+    """The path of an attempt whose own is taken by another run's."""
+    stem, _, suffix = path.rpartition(".")
+    return f"{stem}-{run}.{suffix}"
+
+
+def _with(sidecar: Sidecar, **chosen: str) -> Sidecar:
     def filled(attempt: Attempt) -> Attempt:
-        is_chosen = attempt.n == sidecar.chosen
-        return attempt.model_copy(update={"sha256": sha256}) if is_chosen else attempt
+        return attempt.model_copy(update=chosen) if attempt.n == sidecar.chosen else attempt
 
     return sidecar.model_copy(update={"attempts": [filled(attempt) for attempt in sidecar.attempts]})
 
 
 def _folder_of(store: Store) -> Path:
-    return callsheet_home() / "undelivered" / hashlib.sha256(str(store).encode()).hexdigest()[:16]
+    return callsheet_home() / "undelivered" / hashlib.sha256(store.identity.encode()).hexdigest()[:16]
 
 
 def _write(folder: Path, sidecar: Sidecar) -> None:

@@ -37,11 +37,10 @@ from callsheet.publishing import now
 from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
-from callsheet.store_lease import StoreLease
 from callsheet.takes import Sidecar
 from callsheet.undelivered import bring
 from flows.render import deploy_render
-from tasks.batch_lease import batch_lease
+from tasks.batch_lease import BatchLease, batch_lease
 from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
@@ -105,7 +104,7 @@ def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
 
 
 @asynccontextmanager
-async def _only_run(store: Store, batch: str) -> AsyncIterator[StoreLease | None]:
+async def _only_run(store: Store, batch: str) -> AsyncIterator[BatchLease | None]:
     """Held by the one run that works on the batch. Raises BadInput, or waits, where another one does."""
     with store.only_run(batch):
         if not store.is_shared:
@@ -118,7 +117,7 @@ async def _only_run(store: Store, batch: str) -> AsyncIterator[StoreLease | None
 
 
 async def _produce(
-    parameters: ProduceParameters, plan: Plan, store: Store, lease: StoreLease | None
+    parameters: ProduceParameters, plan: Plan, store: Store, lease: BatchLease | None
 ) -> tuple[Manifest, Batch]:
     """All stages after the plan: find what is done, run the lanes, assemble, publish."""
     started, run_id = now(), run_name(str(runtime.flow_run.id or uuid4()))
@@ -126,6 +125,8 @@ async def _produce(
     await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
     await _bring(store)
     batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
+    # With the clips that narrations turned out to need.
+    await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
     get_run_logger().info(
         "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
     )

@@ -48,6 +48,12 @@ class RenderParameters(BaseModel):
     max_cost: float | None = Field(default=None, ge=0, description="The most that it may spend, in $.")
     retakes: int = Field(default=2, ge=0, le=10, description="How often a bad take is made again.")
 
+    undelivered_gb: float = Field(
+        default=8.0,
+        gt=0,
+        description="So many GB may wait on the worker's disk for the store before lanes wait.",
+    )
+
     def path(self, name: str) -> str:
         return shards_path(file_name(self.batch), self.run, name)
 
@@ -82,7 +88,9 @@ async def _render(parameters: RenderParameters, store: Store, scratch: Path, lea
     if store.is_shared:
         await asyncio.to_thread(bring, store)  # what a run that died on this machine made and did not bring
     batch = await asyncio.to_thread(_open_shard, parameters, store, scratch)
-    production = Production(batch, store, scratch, run_name(flow_run), lease)
+    production = Production(
+        batch, store, scratch, run_name(flow_run), lease, undelivered_gb=parameters.undelivered_gb
+    )
     results: list[ShardResult] = []
 
     async def work() -> None:

@@ -80,9 +80,7 @@ async def assembly_bench() -> None:
     """Pulls clips and programmes until there will be no more; what is built is stored beside it."""
     production = Production.current()
     while step := await production.next_step(None):
-        async with production.bench:
-            built = await _build(production, step)
-        if built is not None:
+        if (built := await _build(production, step)) is not None:
             await production.in_background(_keep(production, step, built))
 
 

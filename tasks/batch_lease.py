@@ -3,6 +3,7 @@
 async with batch_lease(store, "demo") as lease:      # waits for another run
     ...
     lease.check()
+    await lease.lost.wait()      # another has it: nothing more should be made here
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ from tasks.watching import tell
 _LOOK_SECONDS = 5.0
 
 
+class BatchLease(StoreLease):
+    """The lease, and an event that says that another has it."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        super().__init__(store, path)
+        self.lost = asyncio.Event()
+
+
 @asynccontextmanager
-async def batch_lease(store: Store, batch: str) -> AsyncIterator[StoreLease]:
+async def batch_lease(store: Store, batch: str) -> AsyncIterator[BatchLease]:
     """Held by the one run that works on ``batch``; waits while another one, on any machine, is alive."""
-    lease = StoreLease(store, lease_path(batch))
+    lease = BatchLease(store, lease_path(batch))
     await _take(lease, batch)
     renewal = asyncio.create_task(_renew(lease))
     try:
@@ -50,10 +59,11 @@ async def _take(lease: StoreLease, batch: str) -> None:
         await asyncio.sleep(scaled(_LOOK_SECONDS))
 
 
-async def _renew(lease: StoreLease) -> None:
+async def _renew(lease: BatchLease) -> None:
     """A renewal that does not get through is tried again with the next; where another has the lease, `check` says so."""
     while True:
         await asyncio.sleep(scaled(LEASE_SECONDS / 4))
         with contextlib.suppress(StoreFault):
             if not await asyncio.to_thread(lease.renew):
+                lease.lost.set()
                 return

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import shutil
+import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any, TypeVar
 
 from callsheet.patience import Patience
 from callsheet.store import Store
+from callsheet.undelivered import beside
 from tasks.watching import tell
 
 _Result = TypeVar("_Result")
@@ -32,7 +36,9 @@ class Deliveries:
     def __init__(self, store: Store, most_bytes: float) -> None:
         """``most_bytes`` may lie here undelivered before lanes wait."""
         self._store, self._most = store, most_bytes
-        self._pool = ThreadPoolExecutor(store.at_once, "deliveries")
+        self._uploads = ThreadPoolExecutor(store.at_once, "uploads")
+        #: What is short or waited for does not queue behind uploads.
+        self._others = ThreadPoolExecutor(store.at_once, "store")
         self._bytes = self._files = 0
         self._less = asyncio.Event()
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
@@ -57,20 +63,32 @@ class Deliveries:
         size = _bytes_of(path)
         self._bytes, self._files = self._bytes + size, self._files + 1
         try:
-            sha256 = await self.call(lambda: self._store.put(target, path))
+            target, sha256 = await self._run(self._uploads, lambda: self._put(target, path))
         finally:
             self._bytes, self._files = self._bytes - size, self._files - 1
             self._less.set()
         return {"file": target, "sha256": sha256, "bytes": size}
 
     async def call(self, do: Callable[[], _Result]) -> _Result:
-        """Does something with the store, again where it is away for a while."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.patience, do)
+        """Does something with the store that is no upload, again where it is away for a while."""
+        return await self._run(self._others, do)
 
     def close(self) -> None:
         """Begins nothing more; what is under way ends by itself."""
         self.patience.end()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._uploads, self._others):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, pool: ThreadPoolExecutor, do: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(pool, self.patience, do)
+
+    def _put(self, target: str, path: Path) -> tuple[str, str]:
+        """Never over what another run put there, which may be committed."""
+        try:
+            return target, self._store.put(target, path, replace=False)
+        except FileExistsError:
+            target = beside(target, uuid.uuid4().hex[:8])
+            return target, self._store.put(target, path)
 
 
 def _bytes_of(path: Path) -> int:
@@ -86,17 +104,34 @@ class LocalCopies:
     def __init__(self, store: Store, scratch: Path, most_bytes: float) -> None:
         self._store, self._scratch, self._most = store, scratch, most_bytes
         self._kept: dict[str, int] = {}
+        self._counting = threading.Lock()
 
     def keep(self, target: str, path: Path, *, wanted: bool) -> None:
-        """The file at ``path`` is in the store as ``target``: it is kept where it is wanted and there is room, or removed."""
+        """The file at ``path`` is in the store as ``target``: it is kept where it is wanted and there is room, or removed.
+
+        From any thread: it may lie on another disk.
+        """
         size = path.stat().st_size
-        if not (wanted and self._store.is_shared) or sum(self._kept.values()) + size > self._most:
+        if not (wanted and self._store.is_shared) or not self._count(target, size):
             path.unlink()
             return
-        kept = self._scratch / target
+        kept = self._scratch / target  # where `Store.fetch` looks first
         kept.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(kept)  # where `Store.fetch` looks first
-        self._kept[target] = size
+        part = kept.with_name(f"{kept.name}.part")
+        shutil.move(path, part)
+        part.replace(kept)
+
+    def _count(self, target: str, size: int) -> bool:
+        with self._counting:
+            if sum(self._kept.values()) + size > self._most:
+                return False
+            self._kept[target] = size
+            return True
+
+    def kept(self, path: str) -> Path | None:
+        """Where the file lies on this machine; None where it does not."""
+        local = self._scratch / path
+        return local if self._store.is_shared and local.is_file() else None
 
     def read(self, path: str) -> Path:
         """A file of the store on this machine."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from callsheet.batch import Batch
 from callsheet.engines.comfyui_answers import Output
 from callsheet.engines.speech import Recording
-from callsheet.errors import HostFault, StoreFault
+from callsheet.errors import HostFault, LeaseLost, StoreFault
 from callsheet.fleet import Host, Lane
 from callsheet.journal import Journal
 from callsheet.limits import limits_of
@@ -34,16 +34,17 @@ from callsheet.media.video import poster
 from callsheet.plan import ASSEMBLY, Step
 from callsheet.publishing import poster_of
 from callsheet.resume import find_take
+from callsheet.schedule import Failure
 from callsheet.store import Store
-from callsheet.store_lease import StoreLease
 from callsheet.takes import Attempt, Sidecar, attempt_path
 from callsheet.timing import scaled
 from callsheet.undelivered import Undelivered
 from callsheet.voices import Voice
+from tasks.batch_lease import BatchLease
 from tasks.deliveries import Deliveries, LocalCopies
 from tasks.locks import Lease, Locks
 from tasks.memory import Client, GpuMemory
-from tasks.watching import watcher
+from tasks.watching import tell, watcher
 
 if TYPE_CHECKING:
     from tasks.rented import Rental
@@ -137,7 +138,7 @@ class Production:
         run_id: str,
         shard: Lease | None = None,
         rental: Rental | None = None,
-        batch_lease: StoreLease | None = None,
+        batch_lease: BatchLease | None = None,
         undelivered_gb: float = 8.0,
     ) -> None:
         """
@@ -151,7 +152,7 @@ class Production:
         self.store = store
         self.scratch = scratch
         self.clients: dict[str, Client] = {}
-        #: Checks, assembly and uploads are bounded by this, and never hold a lane.
+        #: Checks are bounded by this, and never hold a lane.
         self.bench = asyncio.Semaphore(max(2, os.cpu_count() or 2))
         #: Pieces of narrations that are spoken and not found bad, by step and number: a retry or a retake asks
         #: for the others only.
@@ -169,6 +170,7 @@ class Production:
         self._background: set[asyncio.Task[None]] = set()
         #: Those that look at what they brought.
         self._looking: set[asyncio.Task[Any]] = set()
+        self._seen = asyncio.Event()
         #: So many attempts may lie here to be fetched and checked; then the lanes wait.
         self._room = asyncio.Semaphore(2 * len(batch.queue.lanes) + 2 * max(2, os.cpu_count() or 2))
         self._undelivered = undelivered_gb * 1e9
@@ -322,6 +324,9 @@ class Production:
 
     async def local(self, path: str) -> Path:
         """A file of the store on this machine."""
+        # What lies here is not waited for with what is read from afar.
+        if (kept := self.copies.kept(path)) is not None:
+            return kept
         return await self.deliveries.call(lambda: self.copies.read(path))
 
     async def take(self, key: str) -> Path:
@@ -342,15 +347,24 @@ class Production:
         # A run that was thought dead may still write: never over the media of the one that took its place.
         run = self._run_id if self._shard else ""
         target = attempt_path(step.kind, step.key, attempt.n, path.suffix, run)
+        if not (attempt.passed and step.engine != ASSEMBLY and self.store.is_shared):
+            return await self._deliver(attempt, target, path, wanted)
         # What engines made is paid for: where it does not come into the store, the next run brings it.
-        is_paid = attempt.passed and step.engine != ASSEMBLY and self.store.is_shared
-        if is_paid:
+        try:
             draft = attempt.model_copy(update={"file": target, "bytes": _bytes_of(path)})
             path = await asyncio.to_thread(self.undelivered.add, self.batch.sidecar_with(step, draft), path)
+        except OSError as error:
+            tell(f"{step.name}: is brought into the store without a copy for the next run here: {error}")
+        return await self._deliver(attempt, target, path, wanted, step)
+
+    async def _deliver(
+        self, attempt: Attempt, target: str, path: Path, wanted: bool, paid: Step | None = None
+    ) -> Attempt:
         attempt = attempt.model_copy(update=await self.deliveries.put(target, path))
-        if is_paid:
-            await asyncio.to_thread(self.undelivered.delivered, self.batch.sidecar_with(step, attempt))
-        self.copies.keep(target, path, wanted=wanted)
+        if paid is not None:
+            with contextlib.suppress(OSError):
+                self.undelivered.delivered(self.batch.sidecar_with(paid, attempt))
+        await asyncio.to_thread(self.copies.keep, attempt.file, path, wanted=wanted)
         return attempt
 
     def keep_poster(self, key: str, path: Path) -> None:
@@ -425,24 +439,23 @@ class Production:
     def _looked_at(self, task: asyncio.Task[Any]) -> None:
         if task in self._looking:
             self._looking.discard(task)
+            self._seen.set()
             self._room.release()
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does ``work`` with this as the current production, and writes the journal meanwhile and at the end."""
         token = _current.set(self)
         self.deliveries = Deliveries(self.store, self._undelivered)
-        journal = asyncio.create_task(self._keep_journal())
+        watching = [asyncio.create_task(self._keep_journal()), asyncio.create_task(self._watch_lease())]
         try:
             async with Locks(limits_of(self.batch.plan.fleet), lost=self._lost) as self.locks:
                 self.memory = GpuMemory(self.locks, self.clients, self.batch.unloaded)
                 await work()
                 await self.settled()
         finally:
-            journal.cancel()
-            for task in self._background:
+            for task in (*watching, *self._background):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await journal
+            await asyncio.wait(watching)
             await self._write_journal(self._journal.close)
             self.deliveries.close()
             self.undelivered.close()
@@ -459,9 +472,21 @@ class Production:
             await asyncio.gather(*self._background)
 
     async def fetched(self, seconds: float) -> None:
-        """Waits at most so long until what was made is fetched, checked and stored."""
-        if self._background:
-            await asyncio.wait(set(self._background), timeout=seconds)
+        """Waits at most so long until what was made is fetched and checked; the store is nothing that a host waits for."""
+        until = time.monotonic() + seconds
+        while self._looking and time.monotonic() < until:
+            self._seen.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._seen.wait()
+
+    async def _watch_lease(self) -> None:
+        """Where another run has the batch, no engine is asked any more: both would be paid for the same."""
+        if self._batch_lease is not None:
+            await self._batch_lease.lost.wait()
+            async with self.changing() as batch:
+                reason = "another run is at work on the batch, for this one was not heard of for a while"
+                batch.queue.stop(Failure("batch", LeaseLost.__name__, reason), assembly=True)
 
     async def _keep_journal(self) -> None:
         while True:

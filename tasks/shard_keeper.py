@@ -86,8 +86,10 @@ class ShardKeeper:
         setting: str,
         run_id: str,
         deployment: UUID,
+        undelivered_gb: float,
     ) -> None:
         """``setting`` is the store's, as workers understand it."""
+        self.undelivered_gb = undelivered_gb
         self.client, self.batch, self.store, self.setting = client, batch, store, setting
         self.run_id, self.deployment = run_id, deployment
         self.logger = get_run_logger()
@@ -159,6 +161,7 @@ class ShardKeeper:
             "store": self.setting,
             "max_cost": shard.max_cost,
             "retakes": self.batch.retakes,
+            "undelivered_gb": self.undelivered_gb,
         }
         run: FlowRun = await arun_deployment(
             self.deployment,

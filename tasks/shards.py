@@ -101,7 +101,9 @@ async def make_in_shards(
     if not cut(plan, missing, size):
         return []
     async with get_client() as client:
-        keeper = ShardKeeper(client, batch, store, parameters.store_anywhere, run_id, deployment)
+        keeper = ShardKeeper(
+            client, batch, store, parameters.store_anywhere, run_id, deployment, parameters.undelivered_gb
+        )
         try:
             await keeper.open()
             if first := shared_first(plan, missing, size):

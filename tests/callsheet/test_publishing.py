@@ -1,5 +1,6 @@
 """Publishing: what the manifest names is there and whole, whenever it is killed and whoever else publishes."""
 
+import hashlib
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from callsheet.errors import LeaseLost, StoreFault
 from callsheet.manifest import LatestRun, Manifest
+from callsheet.publishing import Publisher
 from callsheet.r2 import R2Store
 from callsheet.store import LocalFolder, Store
 from tests.callsheet.published import (
@@ -143,6 +145,49 @@ def test_who_has_lost_the_batch_writes_nothing_more(store: Store, script: Path) 
         publisher_of(store, script, check=check).publish()
     assert len(list(store.list("batches/demo/"))) <= 3 + 1  # and the journal
     assert manifest_in(store) is None
+
+
+def test_what_a_killed_run_replaced_is_not_taken_for_what_was_there(
+    store: Store, write_script: Callable[..., Path]
+) -> None:
+    """The script is edited, the run is killed before its manifest, and the edit is taken back: files of the same size."""
+    script = write_script(SHOTS[0])
+    keep_takes(plan_of(script), store)
+    publisher_of(store, script).publish()
+    write_script(SHOTS[0] | {"text": "The keeper lit the pipe."})
+    keep_takes(plan_of(script), store)
+
+    def stop(_: int, name: str) -> None:
+        if name == "put_if":
+            raise Stopped
+
+    seen: Any = Watched(store, stop)
+    with pytest.raises(Stopped):
+        publisher_of(seen, script).publish()
+    write_script(SHOTS[0])
+    publisher_of(store, script).publish()
+    check_published(store)
+
+
+def test_a_clip_that_was_made_again_has_a_new_poster(store: Store, script: Path) -> None:
+    sidecars = {one.key: one for one in keep_takes(plan_of(script), store)}
+    publisher = publisher_of(store, script)
+    key = str(publisher.publish().shots[2].takes["clip"])
+    take = sidecars[key].take
+    store.put(take.file.replace(".0.", ".1."), b"another clip")
+    again = take.model_copy(
+        update={
+            "n": 1,
+            "file": take.file.replace(".0.", ".1."),
+            "sha256": hashlib.sha256(b"another clip").hexdigest(),
+            "bytes": 12,
+        }
+    )
+    batch = batch_in(store, plan_of(script))
+    batch.takes[key] = sidecars[key].model_copy(update={"chosen": 1, "attempts": [take, again]})
+    manifest = Publisher(batch, store, "then", posters=lambda _: b"a new poster").publish()
+    assert manifest.shots[2].poster is not None
+    assert store.get(manifest.shots[2].poster) == b"a new poster"
 
 
 class Stopped(Exception):

@@ -85,6 +85,15 @@ def test_of_many_who_write_at_once_one_wins(store: Store) -> None:
     assert store.get("x.json") == str(won.index(True)).encode()
 
 
+def test_what_is_not_to_be_replaced_stays(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"first")
+    sha256 = store.put("a.bin", tmp_path / "a", replace=False)
+    assert store.put("a.bin", tmp_path / "a", replace=False) == sha256
+    with pytest.raises(FileExistsError):
+        store.put("a.bin", b"other", replace=False)
+    assert store.get("a.bin") == b"first"
+
+
 @pytest.mark.parametrize("path", ["../a", "/etc/passwd", "a/../../b", "a\0b"])
 def test_no_path_leaves_the_store(store: Store, path: str) -> None:
     for use in (store.get, store.size, store.delete, lambda p: store.put(p, b"x")):

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,47 @@ def test_an_answer_that_was_lost_is_not_another_holder(s3: str) -> None:
         assert lease.try_take()
         assert lease.renew()
         assert not StoreLease(direct, PATH).try_take()
+
+
+def test_a_renewal_whose_answer_was_lost_is_ours_yet(store: Store) -> None:
+    """The request got through, and what came back was a fault: nobody else has the lease for that."""
+    lossy: Any = Lossy(store)
+    lease = StoreLease(lossy, PATH)
+    assert lease.try_take()
+    lossy.fails = True
+    with pytest.raises(StoreFault):
+        lease.renew()
+    lossy.fails = False
+    assert lease.renew()
+    lease.check()
+
+
+def test_who_lost_it_does_not_renew_over_its_new_holder(store: Store, lapses: float) -> None:
+    mine, other = StoreLease(store, PATH), StoreLease(store, PATH)
+    assert mine.try_take()
+    assert not other.try_take()
+    wait(lapses * 1.2)
+    assert other.try_take()
+    assert not mine.renew()
+    assert not mine.renew()
+    assert other.renew()
+
+
+class Lossy:
+    """A store whose conditional writes get through, and whose answers to them do not."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.fails = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put_if(self, path: str, content: bytes, version: str | None) -> bool:
+        done = self._store.put_if(path, content, version)
+        if self.fails:
+            raise StoreFault("connection reset", may_pass=True)
+        return done
 
 
 @pytest.mark.slow

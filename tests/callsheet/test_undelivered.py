@@ -1,6 +1,8 @@
 """What was made and is not in the store yet survives its run."""
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,11 +95,60 @@ def test_what_is_committed_is_not_brought_again(store: R2Store, media: Path) -> 
     run = Undelivered(store)
     media.write_bytes(CONTENT)
     run.add(sidecar(), media)
-    store.put(sidecar_path("speech", "k"), b"another's")
+    another = sidecar().model_copy(update={"attempts": [sidecar().take.model_copy(update={"sha256": "x"})]})
+    store.put(sidecar_path("speech", "k"), another.model_dump_json().encode())
+    store.put(sidecar().take.file, CONTENT)
     killed(run)
     assert bring(store) == []
-    assert store.get(sidecar_path("speech", "k")) == b"another's"
+    assert Sidecar.model_validate_json(store.get(sidecar_path("speech", "k"))) == another
     assert left() == []
+
+
+def test_many_threads_share_the_folder_of_a_run(store: R2Store, tmp_path: Path) -> None:
+    run, barrier = Undelivered(store), threading.Barrier(8)
+
+    def add(number: int) -> Path:
+        path = tmp_path / f"{number}.wav"
+        path.write_bytes(CONTENT)
+        barrier.wait()
+        return run.add(sidecar(f"k{number}"), path)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({path.parent for path in pool.map(add, range(8))}) == 1
+    assert bring(store) == []
+    killed(run)
+    assert len(bring(store)) == 8
+
+
+def test_what_cannot_be_kept_lies_where_it_lay(store: R2Store, media: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("in the way", "utf-8")
+    with pytest.raises(OSError, match="home"):
+        Undelivered(store).add(sidecar(), media)
+    assert media.read_bytes() == CONTENT
+
+
+def test_a_take_that_is_committed_and_not_whole_is_replaced(store: R2Store, media: Path) -> None:
+    """And what another run put under the path of the attempt is left."""
+    old = sidecar().model_copy(update={"sources": {"s": "old"}})
+    store.put(sidecar_path("speech", "k"), old.model_dump_json().encode())
+    store.put(sidecar().take.file, b"another's media of 9")
+    run = Undelivered(store)
+    run.add(sidecar(), media)
+    killed(run)
+    (brought,) = bring(store)
+    assert brought.take.file != sidecar().take.file
+    assert store.get(brought.take.file) == CONTENT
+    assert store.get(sidecar().take.file) == b"another's media of 9"
+    assert Sidecar.model_validate_json(store.get(sidecar_path("speech", "k"))) == brought
+
+
+def test_another_account_with_a_bucket_of_that_name_is_another_store(store: R2Store, media: Path) -> None:
+    run = Undelivered(store)
+    run.add(sidecar(), media)
+    killed(run)
+    other = R2Store(replace(store.settings, endpoint="http://127.0.0.1:9"))
+    assert bring(other) == []
+    assert len(bring(store)) == 1
 
 
 def test_what_is_not_whole_is_let_go(store: R2Store, media: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from callsheet.errors import StoreFault
+from callsheet.patience import Patience
 from callsheet.store import LocalFolder
+from callsheet.timing import clock
 from tasks import deliveries as module
 from tasks.deliveries import Deliveries, LocalCopies
 
@@ -27,14 +29,14 @@ class Gate(LocalFolder):
         self.faults: list[StoreFault] = []
         self.at_work = self.most = 0
 
-    def put(self, path: str, content: Path | bytes, sent: Any = None) -> str:
+    def put(self, path: str, content: Path | bytes, sent: Any = None, *, replace: bool = True) -> str:
         self.at_work += 1
         self.most = max(self.most, self.at_work)
         try:
             self.gate.wait(30)
             if self.faults:
                 raise self.faults.pop()
-            return super().put(path, content, sent)
+            return super().put(path, content, sent, replace=replace)
         finally:
             self.at_work -= 1
 
@@ -108,6 +110,52 @@ async def test_a_store_that_is_away_is_waited_for(
         await deliveries.put("t/b", media(tmp_path, "b"))
     assert await has_room(deliveries)
     deliveries.close()
+
+
+async def test_what_is_short_does_not_wait_behind_uploads(store: Gate, tmp_path: Path) -> None:
+    deliveries = Deliveries(store, most_bytes=1e9)
+    store.gate.clear()
+    puts = [asyncio.create_task(deliveries.put(f"t/{n}", media(tmp_path, f"{n}"))) for n in range(8)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        assert await deliveries.call(lambda: store.size("t/none")) is None
+    store.gate.set()
+    await asyncio.gather(*puts)
+    deliveries.close()
+
+
+async def test_what_another_run_put_there_is_not_replaced(store: Gate, tmp_path: Path) -> None:
+    deliveries = Deliveries(store, most_bytes=1e9)
+    store.put("t/a.wav", b"another's, which is committed")
+    kept = await deliveries.put("t/a.wav", media(tmp_path, "a"))
+    assert kept["file"] != "t/a.wav"
+    assert store.get(kept["file"]) == bytes(100)
+    assert store.get("t/a.wav") == b"another's, which is committed"
+    deliveries.close()
+
+
+def test_patience_is_with_the_store_and_not_with_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.01")
+    patience = Patience(seconds=30)  # 0.3 s
+
+    def away() -> None:
+        raise StoreFault("busy", may_pass=True)
+
+    began = clock()
+    for _ in range(20):
+        with pytest.raises(StoreFault):
+            patience(away)
+    assert clock() - began < 3
+    assert patience(lambda: 1) == 1
+    asked: list[int] = []
+
+    def back_soon() -> int:
+        asked.append(1)
+        if len(asked) < 3:
+            away()
+        return len(asked)
+
+    assert patience(back_soon) == 3
 
 
 async def test_nobody_waits_when_it_is_closed(store: Gate, tmp_path: Path) -> None:
