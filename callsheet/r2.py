@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import boto3
@@ -415,13 +415,13 @@ def _headers(path: str, sha256: str) -> dict[str, Any]:
 
 
 def _content_type(path: str) -> str:
-    return _type_of(path.rpartition("/")[2].rpartition(".")[2])
+    return _type_of(PurePosixPath(path).suffix)
 
 
 @functools.lru_cache(64)  # one is asked for with every request
 def _type_of(suffix: str) -> str:
-    kind, _ = mimetypes.guess_type(f"file.{suffix}")
-    if suffix == "vtt":
+    kind, _ = mimetypes.guess_type(f"file{suffix}")
+    if suffix == ".vtt":
         kind = "text/vtt"
     if kind is None:
         return "application/octet-stream"
