@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from callsheet.errors import StoreFault
 
 #: Files of so many bytes and more go in parts of this size.
 PART_BYTES = 64 << 20
+
+
+#: So many large files are hashed at once: the first are on their way while others wait their turn, and not all at the end.
+_hashing = threading.Semaphore(max(1, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Digests:
         sha256, md5, parts, size = hashlib.sha256(), _md5(), list[bytes](), path.stat().st_size
         part = _md5()
         read = 0
-        with path.open("rb") as file:
+        with _hashing, path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 sha256.update(chunk)
                 # What goes in parts is known by theirs, what goes whole by its own.
