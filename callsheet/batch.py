@@ -67,6 +67,8 @@ class Batch:
         self._promised: dict[str, float] = {}
         self._lost = Counter[str]()
         self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
+        for step in self.plan.steps.values():
+            self._leave_out(step)
 
     def next_step(self, lane: Lane | None, within: int | None = None) -> Step | None:
         """What ``lane`` (None: this machine) does next; None where there is nothing at present.
@@ -78,6 +80,8 @@ class Batch:
             if self._reuse(step):
                 self._complete(step)
                 continue
+            if self._leave_out(step):
+                continue
             if lane is not None and not self._affordable(step, lane):
                 return None
             return step
@@ -87,8 +91,11 @@ class Batch:
         return self.queue.is_idle(lane)
 
     def seed_of(self, step: Step) -> int:
-        """The seed of the attempt that is made next."""
-        return attempt_seed(step.key, step.requested_seed, len(self.attempts.get(step.key, ())))
+        """The seed of the attempt that is made next: for a person who wants another take, one that it had not yet."""
+        earlier = self._unwanted(step)
+        return attempt_seed(
+            step.key, step.requested_seed, len(self.attempts.get(step.key, ())) + len(earlier)
+        )
 
     def attempt_number(self, step: Step) -> int:
         """The number of the attempt that is made next: above those of a take that was found and is out of date."""
@@ -238,12 +245,34 @@ class Batch:
         return {key: self.takes[key].take.sha256 for key in keys}
 
     def _reuse(self, step: Step) -> bool:
-        """Uses the take that was found, where it was made from the takes that are there now."""
-        sidecar = self.found.get(step.key)
-        if sidecar is None or step.key in self.takes or self.sources_of(step) != sidecar.sources:
+        """Uses the take that was found, where it was made from the takes that are there now and nobody is against it."""
+        sidecar = self._found(step)
+        if sidecar is None or step.key in self.takes:
+            return False
+        if sidecar.is_decided("retake") or sidecar.is_decided("reject"):
             return False
         self.takes[step.key] = sidecar
         return True
+
+    def _found(self, step: Step) -> Sidecar | None:
+        """The take that was found, where it was made from the takes that are there now."""
+        sidecar = self.found.get(step.key)
+        return sidecar if sidecar is not None and self.sources_of(step) == sidecar.sources else None
+
+    def _leave_out(self, step: Step) -> bool:
+        """Gives up a clip that a person rejected: it is not made again, for it would be the same."""
+        sidecar = self._found(step)
+        if sidecar is None or not sidecar.is_decided("reject"):
+            return False
+        assert sidecar.review is not None
+        reason = sidecar.review.note or "a person does not want it; change its row, or accept it"
+        self.queue.give_up(step, Failure(step.name, "Rejected", reason))
+        return True
+
+    def _unwanted(self, step: Step) -> list[Attempt]:
+        """The attempts of a take that a person wants another one of."""
+        sidecar = self._found(step)
+        return sidecar.attempts if sidecar is not None and sidecar.is_decided("retake") else []
 
     def _complete(self, step: Step) -> None:
         if step.kind == "speech":
@@ -294,7 +323,8 @@ class Batch:
             sources=self.sources_of(step) or {},
             chosen=chosen.n,
             needs_review=needs_review,
-            attempts=self.attempts[step.key] if attempts is None else attempts,
+            # What a person did not want stays on the record, and may be chosen after all.
+            attempts=[*self._unwanted(step), *(self.attempts[step.key] if attempts is None else attempts)],
         )
 
 

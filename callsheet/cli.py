@@ -34,6 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from callsheet import commands_connection, commands_models, commands_reap, commands_store, commands_workflow
+from callsheet.decisions import read_decisions
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
@@ -101,7 +102,8 @@ def plan(
 
     parameters = _parameters(script, fleet, store, batch, voices, lexicon, media_root, workflows, commercial)
     planned = parameters.plan(read_fleet(fleet))
-    done = set(find_takes(planned, open_store(store), parameters.batch_name))
+    found = find_takes(planned, open_store(store), parameters.batch_name)
+    done = {key for key, sidecar in found.items() if not sidecar.is_decided("retake")}
     estimates = planned.estimates(done)
     low, high = planned.cost_range(done)
     if as_json:
@@ -160,6 +162,10 @@ def run(
     retakes: Annotated[
         int, typer.Option(min=0, max=10, help="How often a take that fails its checks is made again.")
     ] = 2,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of decisions, as the report saves it: accept, retake or reject takes."),
+    ] = None,
     work_pool: Annotated[
         str, typer.Option(help="Prefect work pool whose workers make the batch in shards.")
     ] = "",
@@ -182,12 +188,15 @@ def run(
         commercial,
         max_cost=max_cost,
         retakes=retakes,
+        decisions=decisions,
         work_pool=work_pool,
         shard_shots=shard_shots,
     )
     # Every mistake is told before anything is started; blocks are read when there is a server.
     if not store.startswith("block:"):
         open_store(store)
+    if decisions is not None:
+        read_decisions(decisions)
     if not fleet.startswith("block:"):
         parameters.plan(read_fleet(fleet))
     _quiet_unless(verbose)

@@ -41,6 +41,11 @@ class ProduceParameters(BaseModel):
         description="Whether the result is for commercial use; engines and voices that forbid it are refused.",
     )
     batch: str = Field(default="", description="Name of the batch; the script's file name where empty.")
+    decisions: Path | None = Field(
+        default=None,
+        description="Path of a CSV of decisions, as the report saves it: takes to accept, to make again, or to leave out.",
+        examples=["demo-decisions.csv"],
+    )
     voices: Path | None = Field(
         default=None, description="Path of voices.csv; the one beside the script where empty."
     )

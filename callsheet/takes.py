@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -100,6 +100,15 @@ class Attempt(BaseModel):
         return [str(check) for check in self.checks if not check.ok] + ([self.error] if self.error else [])
 
 
+class Review(BaseModel):
+    """What a person decided about an attempt, ``at`` what time; of another attempt it says nothing."""
+
+    decision: Literal["accept", "retake", "reject"]
+    attempt: int
+    note: str = ""
+    at: str
+
+
 class Sidecar(BaseModel):
     """How a take was made: the file that commits it."""
 
@@ -115,12 +124,20 @@ class Sidecar(BaseModel):
     )
     chosen: int
     needs_review: bool = False
+    review: Review | None = None
     attempts: list[Attempt]
 
     @property
     def take(self) -> Attempt:
         """The chosen attempt."""
         return next(attempt for attempt in self.attempts if attempt.n == self.chosen)
+
+    def is_decided(self, decision: str) -> bool:
+        """Whether a person said so of the attempt that is the take."""
+        return self.review is not None and (self.review.decision, self.review.attempt) == (
+            decision,
+            self.chosen,
+        )
 
     @property
     def cost(self) -> float:

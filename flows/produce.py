@@ -26,9 +26,10 @@ from prefect.states import Completed, Failed
 from blocks.fleet import open_fleet
 from blocks.store import open_store
 from callsheet.batch import Batch
+from callsheet.decisions import Decided, Decision, decide, read_decisions
 from callsheet.errors import BadInput, Budget, CallsheetError, StoreFault
 from callsheet.fleet import Fleet
-from callsheet.journal import run_name
+from callsheet.journal import Journal, run_name
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.needed import write_planned
 from callsheet.parameters import ProduceParameters
@@ -80,9 +81,12 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         fleet = await open_fleet(parameters.fleet)
         check_settings(parameters, fleet)
         plan = await asyncio.to_thread(parameters.plan, fleet)
+        decisions = (
+            await asyncio.to_thread(read_decisions, parameters.decisions) if parameters.decisions else []
+        )
         store = await open_store(parameters.store)
         async with _only_run(store, parameters.batch_name) as lease:
-            manifest, batch = await _produce(parameters, plan, store, lease)
+            manifest, batch = await _produce(parameters, plan, store, lease, decisions)
     except CallsheetError as error:
         # Nothing was started, or nothing more can be: no shot is at fault alone.
         return Failed(message=str(error), data=error)
@@ -117,13 +121,18 @@ async def _only_run(store: Store, batch: str) -> AsyncIterator[BatchLease | None
 
 
 async def _produce(
-    parameters: ProduceParameters, plan: Plan, store: Store, lease: BatchLease | None
+    parameters: ProduceParameters,
+    plan: Plan,
+    store: Store,
+    lease: BatchLease | None,
+    decisions: list[Decision],
 ) -> tuple[Manifest, Batch]:
     """All stages after the plan: find what is done, run the lanes, assemble, publish."""
     started, run_id = now(), run_name(str(runtime.flow_run.id or uuid4()))
     await end_earlier_shards(store, parameters.batch_name)
     await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
     await _bring(store)
+    await _decide(decisions, plan, store, parameters.batch_name, run_id)
     batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
     # With the clips that narrations turned out to need.
     await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
@@ -179,6 +188,25 @@ async def _hosts_for(
         batch = _batch(parameters, plan, batch.found)
         batch.hosts_cost = rental.cost
         yield batch, rental
+
+
+async def _decide(decisions: list[Decision], plan: Plan, store: Store, batch: str, run_id: str) -> None:
+    """Writes what people decided into the takes' sidecars. Raises StoreFault."""
+    if not decisions:
+        return
+
+    def do() -> Decided:
+        # Clips that the length of a narration made necessary are decided about, too.
+        find_takes(plan, store, batch)
+        decided = decide(decisions, plan, store, now())
+        # Journals of earlier runs tell of these takes as they were: where two differ, the store is asked.
+        Journal(store, batch, f"{run_id}-decided").close(decided.changed)
+        return decided
+
+    decided = await asyncio.to_thread(do)
+    for note in decided.notes:
+        tell(note)
+    get_run_logger().info("%s: %d takes decided about", batch, len(decided.changed))
 
 
 async def _bring(store: Store) -> None:

@@ -14,7 +14,7 @@ from callsheet.manifest import Manifest, Summary
 from callsheet.parameters import ProduceParameters
 from callsheet.takes import Sidecar
 from flows.produce import produce
-from tests.conftest import write_fleet
+from tests.conftest import write_csv, write_fleet
 from tests.fakes.proxy import Fault, FaultyProxy
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -358,3 +358,36 @@ async def test_full_disk_stops_the_batch_keeps_what_is_whole_and_goes_on_later(
         assert again.takes_reused >= kept
     finally:
         subprocess.run(["umount", str(mine.store)], check=True)
+
+
+async def test_what_people_decided_is_done_once(
+    studio: Callable[..., Studio], draft_host: str, tmp_path: Path
+) -> None:
+    """Retake one, reject one; and the same file again changes nothing."""
+    mine = studio(host=draft_host)
+    rows = [PICTURE | {"seed": 3}, PICTURE | {"shot_id": "q", "prompt": "a door"}]
+    await mine.run(*rows)
+    first = {one.key: one for one in mine.sidecars("image")}
+    takes = {shot.shot_id: shot.takes for shot in mine.manifest.shots}
+    decisions = write_csv(
+        tmp_path / "d.csv",
+        [
+            {
+                "shot_id": "p",
+                "step": "image",
+                "take": takes["p"]["image"],
+                "attempt": 0,
+                "decision": "retake",
+            },
+            {"shot_id": "q", "step": "clip", "take": takes["q"]["clip"], "attempt": 0, "decision": "reject"},
+        ],
+    )
+    for made in (2, 0):  # the picture and its clip
+        summary = await mine.run(*rows, decisions=decisions)
+        assert (summary.takes_made, summary.done) == (made, 1)
+        assert [(shot.shot_id, shot.error) for shot in summary.failed] == [("q", "Rejected")]
+    again = {one.key: one for one in mine.sidecars("image")}[str(takes["p"]["image"])]
+    assert [one.n for one in again.attempts] == [0, 1]
+    assert again.take.sha256 != first[again.key].take.sha256
+    assert "untitled/q.mp4" not in mine.files()
+    assert (mine.store / mine.manifest.shots[0].clip).is_file() if mine.manifest.shots[0].clip else False
