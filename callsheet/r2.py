@@ -364,9 +364,11 @@ class R2Store:
             self._client.delete_object(Bucket=self.settings.bucket, Key=self._key(path))
 
     def url(self, path: str) -> str:
-        if self.settings.public_url:
-            return f"{self.settings.public_url.rstrip('/')}/{urllib.parse.quote(self._key(path))}"
-        return self.signed(path, _URL_SECONDS)
+        return self.link(path) or self.signed(path, _URL_SECONDS)
+
+    def link(self, path: str) -> str:
+        public = self.settings.public_url.rstrip("/")
+        return f"{public}/{urllib.parse.quote(self._key(path))}" if public else ""
 
     def signed(self, path: str, seconds: float) -> str:
         place = {"Bucket": self.settings.bucket, "Key": self._key(path)}

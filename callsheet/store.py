@@ -113,6 +113,9 @@ class Store(Protocol):
     def url(self, path: str) -> str:
         """An address under which a person can open the file."""
 
+    def link(self, path: str) -> str:
+        """The same where it holds no secret; empty where it would: a signed address lets anybody read."""
+
     def signed(self, path: str, seconds: float) -> str:
         """An address with which anybody may read the file for so many seconds; R2 allows a week. It is a secret.
 
@@ -220,6 +223,9 @@ class LocalFolder:
 
     def url(self, path: str) -> str:
         return self._local(path).as_uri()
+
+    def link(self, path: str) -> str:
+        return self.url(path)
 
     def signed(self, path: str, seconds: float) -> str:
         raise BadInput(f"store {self.root}: a folder gives no signed addresses; expected a bucket")

@@ -42,6 +42,7 @@ from callsheet.takes import Sidecar
 from callsheet.undelivered import bring
 from flows.render import deploy_render
 from tasks.batch_lease import BatchLease, batch_lease
+from tasks.events import announce
 from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
@@ -50,6 +51,7 @@ from tasks.readiness import Probe
 from tasks.rented import Rental, give_back_of, renting
 from tasks.shard_runs import batch_limit
 from tasks.shards import end_earlier_shards, make_in_shards
+from tasks.showing import shown_progress
 from tasks.watching import tell
 
 
@@ -89,13 +91,33 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
             manifest, batch = await _produce(parameters, plan, store, lease, decisions)
     except CallsheetError as error:
         # Nothing was started, or nothing more can be: no shot is at fault alone.
+        announce(
+            "budget-reached" if isinstance(error, Budget) else "failed",
+            parameters.batch_name,
+            reason=str(error),
+        )
         return Failed(message=str(error), data=error)
     summary = _summary(manifest, batch, store, time.monotonic() - began)
+    _announce(summary)
     if summary.failed:
         reasons = "; ".join(f"{shot.shot_id}: {shot.step}: {shot.reason}" for shot in summary.failed[:20])
         message = f"{len(summary.failed)} of {summary.shots} shots are not done. {reasons}"
         return Failed(message=message, data=summary)
     return Completed(message=f"{summary.shots} shots done, {summary.takes_made} takes made", data=summary)
+
+
+def _announce(summary: Summary) -> None:
+    """Says what came of the batch to whoever waits for it."""
+    counts = {"shots": summary.shots, "done": summary.done, "needs_review": summary.needs_review}
+    if broke := next((shot for shot in summary.failed if shot.error == Budget.__name__), None):
+        announce("budget-reached", summary.batch, reason=broke.reason)
+    if summary.failed:
+        reason = f"{len(summary.failed)} of {summary.shots} shots are not done"
+        announce("failed", summary.batch, reason=reason, failed=len(summary.failed), **counts)
+    else:
+        announce("finished", summary.batch, cost=summary.cost, **counts)
+    if summary.needs_review:
+        announce("needs-review", summary.batch, **counts)
 
 
 def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
@@ -140,6 +162,8 @@ async def _produce(
         "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
     )
     _check_budget(batch)
+    missing = len(plan.steps) - len(batch.takes)
+    announce("started", batch.name, shots=len(plan.shots), steps=len(plan.steps), missing=missing)
     if parameters.work_pool:
         deployment = await deploy_render(parameters.work_pool)
         results = await make_in_shards(batch, store, run_id, parameters, deployment)
@@ -164,7 +188,8 @@ async def _produce(
                 _check_store(batch)
                 manifest.append(await publish_batch(batch.name, started))
 
-            await production.run(work)
+            async with shown_progress(batch):
+                await production.run(work)
     return manifest[0], batch
 
 

@@ -26,6 +26,7 @@ from callsheet.errors import CallsheetError, StoreFault, reason_of
 from callsheet.hosts import HostBook
 from callsheet.reaper import AT_MOST, Reaper, Sweep
 from flows.deploying import deployed
+from tasks.events import announce_leak
 from tasks.host_use import AWAY
 from tasks.idle import drain_idle, forget_ended
 
@@ -78,6 +79,8 @@ async def reap(parameters: ReapParameters) -> State[Any]:
     message = f"{len(sweep.kept)} hosts kept, {len(sweep.destroyed)} destroyed, {sweep.foreign} not ours"
     if sweep.is_clean:
         return Completed(message=message, data=sweep)
+    if sweep.left:
+        announce_leak(list(sweep.left), list(sweep.left.values()))
     wrong = [f"instance {identity}: {reason}" for identity, reason in sweep.left.items()]
     reasons = "; ".join([*wrong, *([sweep.breaker] if sweep.breaker else []), *sweep.faults])
     return Failed(message=f"look at it yourself: {reasons}. {message}", data=sweep)

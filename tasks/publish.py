@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
-from typing import Any
 
 from prefect import task
-from prefect.artifacts import acreate_table_artifact
 from prefect.logging import get_run_logger
 
 from callsheet.errors import LeaseLost
-from callsheet.manifest import LaneTime, Manifest
+from callsheet.manifest import Manifest
 from callsheet.publishing import Publisher
 from tasks.policy import UNCACHED
 from tasks.production import Production
+from tasks.showing import show_manifest
 
 
 @task(name="publish_batch", task_run_name="publish {batch_name}", **UNCACHED)
@@ -46,29 +44,8 @@ async def publish_batch(batch_name: str, started: str) -> Manifest:
         production.deliveries.patience.end()
         await asyncio.wait([publishing])
         raise
-    await _show_lanes(manifest)
+    await show_manifest(manifest, production.store)
     get_run_logger().info(
         "%s: %d of %d shots published", batch_name, manifest.totals.done, manifest.totals.shots
     )
     return manifest
-
-
-async def _show_lanes(manifest: Manifest) -> None:
-    """A table of the run in Prefect's UI: what the time of its lanes went into."""
-    if not manifest.lanes:
-        return
-    rows: list[dict[str, Any]] = [
-        {"lane": lane.lane, "steps": lane.steps, **lane.model_dump(include=set(LaneTime.model_fields))}
-        for lane in manifest.lanes
-    ]
-    rows.append(
-        {
-            "lane": "all",
-            "steps": sum(lane.steps for lane in manifest.lanes),
-            **manifest.totals.lanes.model_dump(),
-        }
-    )
-    slug = re.sub("[^a-z0-9]+", "-", manifest.batch.lower()).strip("-")
-    await acreate_table_artifact(
-        key=f"lanes-{slug}".strip("-"), table=rows, description=f"Lanes of {manifest.batch}, in seconds"
-    )

@@ -1,0 +1,194 @@
+"""What a person sees of a batch in Prefect's UI: how far it is, what came of each shot, and the sum of it.
+
+    async with shown_progress(batch):
+        ...
+    await show_manifest(manifest, store)
+
+Nothing here may fail a run: an artifact that cannot be written is left out, and said once in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+
+from callsheet.batch import Batch
+from callsheet.manifest import LaneTime, Manifest, ManifestShot, batch_path
+from callsheet.store import Store
+from tasks.watching import run_logger
+
+#: How often the bar is moved.
+SHOW_SECONDS = 3.0
+#: So many shots are in the table; the UI suffers from more, and the report has them all.
+MOST_ROWS = 500
+
+
+@asynccontextmanager
+async def shown_progress(batch: Batch) -> AsyncIterator[None]:
+    """A bar of the steps that are done, while the block lasts."""
+    bar = await _try(
+        acreate_progress_artifact(
+            progress=_progress(batch), key=_key("progress", batch.name), description=f"Steps of {batch.name}"
+        )
+    )
+    if not isinstance(bar, UUID):
+        yield
+        return
+
+    async def keep_showing() -> None:
+        shown = -1.0
+        while True:
+            await asyncio.sleep(SHOW_SECONDS)
+            if (now := _progress(batch)) != shown:
+                shown = now
+                await _try(aupdate_progress_artifact(bar, progress=now))
+
+    showing = asyncio.create_task(keep_showing())
+    try:
+        yield
+    finally:
+        showing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await showing
+        await _try(aupdate_progress_artifact(bar, progress=_progress(batch)))
+
+
+async def show_manifest(manifest: Manifest, store: Store) -> None:
+    """The table of shots, the table of lanes, and a summary with links."""
+    await _try(
+        acreate_table_artifact(
+            table=[_row(shot, store) for shot in _most_urgent(manifest.shots)],
+            key=_key("shots", manifest.batch),
+            description=_about_rows(manifest),
+        )
+    )
+    if manifest.lanes:
+        await _try(
+            acreate_table_artifact(
+                table=_lane_rows(manifest),
+                key=_key("lanes", manifest.batch),
+                description=f"Lanes of {manifest.batch}, in seconds",
+            )
+        )
+    await _try(
+        acreate_markdown_artifact(
+            markdown=summary_text(manifest, store),
+            key=_key("batch", manifest.batch),
+            description=f"What {manifest.batch} came to",
+        )
+    )
+
+
+def summary_text(manifest: Manifest, store: Store) -> str:
+    """The sum of a batch as Markdown, with links where they need no key."""
+    totals = manifest.totals
+    lines = [
+        f"# {_plain(manifest.batch)}",
+        "",
+        f"**{totals.done} of {totals.shots} shots are done**, {totals.failed} are not, {totals.needs_review} need a review.",
+        "",
+        f"- {totals.media_seconds:.1f} s of media, {totals.takes_made} takes made, {totals.takes_reused} reused",
+        f"- ${totals.paid:.4f} paid in this run; ${totals.cost:.4f} is what all its takes cost",
+        f"- report: {_link(store, batch_path(manifest.batch, 'report.html'), 'report.html')}",
+        f"- manifest: {_link(store, batch_path(manifest.batch, 'manifest.json'), 'manifest.json')}",
+    ]
+    done = [programme for programme in manifest.programmes if programme.file]
+    if done:
+        lines += ["", "## Programmes", ""]
+        lines += [
+            f"- {_link(store, str(programme.file), programme.title)}, {programme.seconds:.1f} s"
+            + (", needs a review" if programme.needs_review else "")
+            for programme in done
+        ]
+    if failed := [shot for shot in manifest.shots if shot.state == "failed"]:
+        lines += ["", "## Not done", ""]
+        for shot in failed[:MOST_ROWS]:
+            why = (
+                f"{shot.failed.step}: {shot.failed.reason} ({shot.failed.error})"
+                if shot.failed
+                else "no reason"
+            )
+            lines.append(f"- `{shot.shot_id}` {_plain(why)}")
+        if len(failed) > MOST_ROWS:
+            lines.append(f"- and {len(failed) - MOST_ROWS} more: the report has them all")
+    return "\n".join(lines) + "\n"
+
+
+def _progress(batch: Batch) -> float:
+    """Steps done or given up, of all, in percent."""
+    steps = batch.plan.steps
+    settled = sum(1 for key in steps if key in batch.takes or key in batch.queue.failures)
+    return round(100 * settled / len(steps), 1) if steps else 100.0
+
+
+def _most_urgent(shots: Iterable[ManifestShot]) -> list[ManifestShot]:
+    """Failed ones first, then those to review, as many as the table holds, otherwise as in the script."""
+    ordered = sorted(shots, key=lambda shot: 0 if shot.state == "failed" else 1 if shot.needs_review else 2)
+    return ordered[:MOST_ROWS]
+
+
+def _row(shot: ManifestShot, store: Store) -> dict[str, Any]:
+    return {
+        "shot": shot.shot_id,
+        "state": "needs review" if shot.needs_review and shot.state == "done" else shot.state,
+        "title": shot.title,
+        "seconds": round(shot.seconds, 2),
+        "$": round(shot.cost_loaded, 4),
+        "why": f"{shot.failed.step}: {shot.failed.reason}" if shot.failed else "",
+        "clip": store.link(shot.clip) or shot.clip if shot.clip else "",
+    }
+
+
+def _about_rows(manifest: Manifest) -> str:
+    about = f"Shots of {manifest.batch}"
+    if len(manifest.shots) > MOST_ROWS:
+        about += f": {MOST_ROWS} of {len(manifest.shots)}, those that failed or need a review first; the report has all"
+    return about
+
+
+def _lane_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """What the time of the run's lanes went into."""
+    rows: list[dict[str, Any]] = [
+        {"lane": lane.lane, "steps": lane.steps, **lane.model_dump(include=set(LaneTime.model_fields))}
+        for lane in manifest.lanes
+    ]
+    steps = sum(lane.steps for lane in manifest.lanes)
+    return [*rows, {"lane": "all", "steps": steps, **manifest.totals.lanes.model_dump()}]
+
+
+def _link(store: Store, path: str, text: str) -> str:
+    """A link, or where it would need a key the path: an address with a signature is a secret for a day."""
+    address = store.link(path)
+    return f"[{_plain(text)}](<{address}>)" if address else f"`{path}` in {store}"
+
+
+def _plain(text: str) -> str:
+    """Text of a person's as Markdown that shows it and does nothing else."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~])", r"\\\1", " ".join(text.split()))
+
+
+def _key(what: str, batch: str) -> str:
+    """An artifact's key: lower case, digits, dashes."""
+    return f"{what}-{re.sub('[^a-z0-9]+', '-', batch.lower()).strip('-')}".strip("-")
+
+
+async def _try(request: Awaitable[Any]) -> Any:
+    try:
+        return await request
+    except (httpx.HTTPError, PrefectException) as error:
+        run_logger().warning("An artifact was left out: %s", error)
+        return None
