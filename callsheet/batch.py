@@ -17,7 +17,7 @@ from typing import Any
 
 from callsheet.errors import BadOutput, Budget, HostFault, Transient, policy_of
 from callsheet.fleet import Lane
-from callsheet.manifest import ManifestLane
+from callsheet.manifest import LEFT_OUT, ManifestLane
 from callsheet.meter import LaneMeter
 from callsheet.plan import (
     ASSEMBLY,
@@ -43,6 +43,7 @@ class Batch:
             is there too and is still the same; until that is known it waits.
         retakes: how often a take that fails its checks is made again.
         max_cost: $ that this run may spend; None for no limit.
+        leave_out: shots that are not made in this run.
         hosts_cost: tells what each rented host costs this run so far, in $: more than its engines' time.
     """
 
@@ -52,6 +53,7 @@ class Batch:
     found: Mapping[str, Sidecar] = field(default_factory=dict)
     retakes: int = 2
     max_cost: float | None = None
+    leave_out: Collection[str] = ()
     hosts_cost: Callable[[], Mapping[str, float]] = dict
 
     takes: dict[str, Sidecar] = field(default_factory=dict, init=False)
@@ -69,6 +71,7 @@ class Batch:
         self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
         for step in self.plan.steps.values():
             self._leave_out(step)
+        self._leave_out_shots()
 
     def next_step(self, lane: Lane | None, within: int | None = None) -> Step | None:
         """What ``lane`` (None: this machine) does next; None where there is nothing at present.
@@ -268,6 +271,28 @@ class Batch:
         reason = sidecar.review.note or "a person does not want it; change its row, or accept it"
         self.queue.give_up(step, Failure(step.name, "Rejected", reason))
         return True
+
+    def _leave_out_shots(self) -> None:
+        """Gives up what is needed by none but shots that are left out."""
+        kept = [
+            key
+            for shot_id, shot in self.plan.shots.items()
+            if shot_id not in self.leave_out
+            for key in shot.keys
+        ]
+        needed: set[str] = set()
+        while kept:
+            key = kept.pop()
+            if key not in needed:
+                needed.add(key)
+                kept += self.plan.steps[key].needs
+        for shot_id in self.leave_out:
+            for key in self.plan.shots[shot_id].keys:
+                if key not in needed and key not in self.takes:
+                    step = self.plan.steps[key]
+                    self.queue.give_up(
+                        step, Failure(step.name, LEFT_OUT, "the shot was left out of this run")
+                    )
 
     def _unwanted(self, step: Step) -> list[Attempt]:
         """The attempts of a take that a person wants another one of."""

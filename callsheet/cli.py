@@ -206,7 +206,7 @@ def run(
         print(summary.model_dump_json())
     if any(shot.error == Budget.__name__ for shot in summary.failed):
         raise typer.Exit(BUDGET)
-    raise typer.Exit(SHOTS_FAILED if summary.failed else DONE)
+    raise typer.Exit(SHOTS_FAILED if summary.faults else DONE)
 
 
 @app.command()

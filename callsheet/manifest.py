@@ -22,6 +22,8 @@ from callsheet.plan import Plan
 from callsheet.schedule import Failure
 from callsheet.takes import Check
 
+#: The ``error`` of shots that were left out of a run: they are not done, and nothing failed.
+LEFT_OUT = "LeftOut"
 #: Names in a batch's folder that no title may take.
 _RESERVED = (
     "manifest.json", "plan.json", "lease.json", "replacing.json", "report.html", "report-data.js", "shards", "untitled",
@@ -240,6 +242,11 @@ class Summary(BaseModel):
     cost: float
     report: str
     manifest: str
+
+    @property
+    def faults(self) -> list[FailedShot]:
+        """The shots that are not done though they were wanted."""
+        return [shot for shot in self.failed if shot.error != LEFT_OUT]
 
 
 def batch_path(batch: str, name: str) -> str:

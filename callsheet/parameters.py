@@ -41,6 +41,16 @@ class ProduceParameters(BaseModel):
         description="Whether the result is for commercial use; engines and voices that forbid it are refused.",
     )
     batch: str = Field(default="", description="Name of the batch; the script's file name where empty.")
+    approve: bool = Field(
+        default=False,
+        description="Show the plan and its price, and wait for a person, before anything is made.",
+    )
+    approve_hours: float = Field(
+        default=24.0, gt=0, description="So long a plan waits for a person; then the run is cancelled."
+    )
+    leave_out: list[str] = Field(
+        default_factory=list, description="Ids of shots that are left out of this run.", examples=[["cg-03"]]
+    )
     decisions: Path | None = Field(
         default=None,
         description="Path of a CSV of decisions, as the report saves it: takes to accept, to make again, or to leave out.",

@@ -16,12 +16,14 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from prefect import flow, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FlowPauseTimeout
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 
 from blocks.fleet import open_fleet
 from blocks.store import open_store
@@ -39,8 +41,10 @@ from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
 from callsheet.takes import Sidecar
+from callsheet.timing import scaled
 from callsheet.undelivered import bring
 from flows.render import deploy_render
+from tasks.approval import ask
 from tasks.batch_lease import BatchLease, batch_lease
 from tasks.events import announce
 from tasks.locks import held
@@ -89,6 +93,8 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         store = await open_store(parameters.store)
         async with _only_run(store, parameters.batch_name) as lease:
             manifest, batch = await _produce(parameters, plan, store, lease, decisions)
+    except Declined as declined:
+        return Cancelled(message=str(declined))
     except CallsheetError as error:
         # Nothing was started, or nothing more can be: no shot is at fault alone.
         announce(
@@ -99,11 +105,15 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         return Failed(message=str(error), data=error)
     summary = _summary(manifest, batch, store, time.monotonic() - began)
     _announce(summary)
-    if summary.failed:
-        reasons = "; ".join(f"{shot.shot_id}: {shot.step}: {shot.reason}" for shot in summary.failed[:20])
-        message = f"{len(summary.failed)} of {summary.shots} shots are not done. {reasons}"
+    if faults := summary.faults:
+        reasons = "; ".join(f"{shot.shot_id}: {shot.step}: {shot.reason}" for shot in faults[:20])
+        message = f"{len(faults)} of {summary.shots} shots are not done. {reasons}"
         return Failed(message=message, data=summary)
-    return Completed(message=f"{summary.shots} shots done, {summary.takes_made} takes made", data=summary)
+    return Completed(message=f"{summary.done} shots done, {summary.takes_made} takes made", data=summary)
+
+
+class Declined(Exception):
+    """A person did not want the plan, or did not come."""
 
 
 def _announce(summary: Summary) -> None:
@@ -111,9 +121,9 @@ def _announce(summary: Summary) -> None:
     counts = {"shots": summary.shots, "done": summary.done, "needs_review": summary.needs_review}
     if broke := next((shot for shot in summary.failed if shot.error == Budget.__name__), None):
         announce("budget-reached", summary.batch, reason=broke.reason)
-    if summary.failed:
-        reason = f"{len(summary.failed)} of {summary.shots} shots are not done"
-        announce("failed", summary.batch, reason=reason, failed=len(summary.failed), **counts)
+    if summary.faults:
+        reason = f"{len(summary.faults)} of {summary.shots} shots are not done"
+        announce("failed", summary.batch, reason=reason, failed=len(summary.faults), **counts)
     else:
         announce("finished", summary.batch, cost=summary.cost, **counts)
     if summary.needs_review:
@@ -161,6 +171,8 @@ async def _produce(
     get_run_logger().info(
         "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
     )
+    parameters = await _approved(parameters, batch)
+    batch = _batch(parameters, plan, batch.found)
     _check_budget(batch)
     missing = len(plan.steps) - len(batch.takes)
     announce("started", batch.name, shots=len(plan.shots), steps=len(plan.steps), missing=missing)
@@ -202,7 +214,8 @@ async def _hosts_for(
     if plan.fleet.rent is None:
         yield batch, None
         return
-    missing = [key for key, step in plan.steps.items() if step.engine != ASSEMBLY and key not in batch.takes]
+    settled = {*batch.takes, *batch.queue.failures}
+    missing = [key for key, step in plan.steps.items() if step.engine != ASSEMBLY and key not in settled]
     async with renting(plan.fleet, store) as rental:
         if missing:
             hours = plan.host_hours(missing)
@@ -253,12 +266,52 @@ def _batch(parameters: ProduceParameters, plan: Plan, found: Mapping[str, Sideca
         found=found,
         retakes=parameters.retakes,
         max_cost=parameters.max_cost,
+        leave_out=_left_out(parameters, plan),
     )
+
+
+def _left_out(parameters: ProduceParameters, plan: Plan) -> list[str]:
+    """Raises BadInput where a shot is not of the script."""
+    if unknown := [shot_id for shot_id in parameters.leave_out if shot_id not in plan.shots]:
+        raise BadInput(
+            f"leave_out: found {', '.join(unknown)}; expected ids of shots, such as {next(iter(plan.shots))}"
+        )
+    return parameters.leave_out
+
+
+async def _approved(parameters: ProduceParameters, batch: Batch) -> ProduceParameters:
+    """Waits for a person, where one is to be asked. Returns the parameters as that person wants them.
+
+    Raises:
+        Declined: nothing is to be made.
+    """
+    if not parameters.approve:
+        return parameters
+    try:
+        approval = await ask(batch, scaled(parameters.approve_hours * 3600))
+    except FlowPauseTimeout:
+        reason = f"nobody approved the plan within {parameters.approve_hours:g} hours"
+        await _cancel(reason)
+        raise Declined(reason) from None
+    if approval.note:
+        tell(f"approval: {approval.note}", logging.INFO)
+    if not approval.go:
+        raise Declined("the plan was not approved")
+    left_out = [*parameters.leave_out, *approval.left_out]
+    return parameters.model_copy(update={"max_cost": approval.max_cost, "leave_out": left_out})
+
+
+async def _cancel(reason: str) -> None:
+    """Prefect fails a run whose pause timed out; nothing failed here."""
+    if (flow_run := runtime.flow_run.id) is not None:
+        async with get_client() as client:
+            await client.set_flow_run_state(UUID(str(flow_run)), Cancelled(message=reason), force=True)
 
 
 def _check_budget(batch: Batch) -> None:
     """Raises Budget where the plan cannot be finished under the cap: better nothing than half of it by surprise."""
-    cost = batch.plan.cost(key for key in batch.plan.steps if key not in batch.takes)
+    gone = batch.queue.failures
+    cost = batch.plan.cost(key for key in batch.plan.steps if key not in batch.takes and key not in gone)
     if batch.max_cost is not None and cost > batch.max_cost:
         raise Budget(
             f"batch {batch.name}: about ${cost:.2f} is needed and the cap is ${batch.max_cost:.2f}; nothing was started"

@@ -13,6 +13,7 @@ from prefect.events import emit_event
 
 #: What happens to a batch, and what each event's payload has.
 EVENTS = {
+    "needs-approval": "max_cost",
     "started": "shots, steps, missing",
     "finished": "shots, done, needs_review, cost",
     "failed": "reason, and where shots failed: shots, done, failed",

@@ -97,7 +97,7 @@ async def make_in_shards(
 ) -> list[ShardResult]:
     """Has all that is missing of ``batch`` made by runs of ``deployment``, which are given a shard each."""
     plan, size = batch.plan, parameters.shard_shots
-    missing = [key for key in plan.steps if key not in batch.takes]
+    missing = [key for key in plan.steps if key not in batch.takes and key not in batch.queue.failures]
     if not cut(plan, missing, size):
         return []
     async with get_client() as client:

@@ -42,7 +42,9 @@ async def shown_progress(batch: Batch) -> AsyncIterator[None]:
     """A bar of the steps that are done, while the block lasts."""
     bar = await _try(
         acreate_progress_artifact(
-            progress=_progress(batch), key=_key("progress", batch.name), description=f"Steps of {batch.name}"
+            progress=_progress(batch),
+            key=artifact_key("progress", batch.name),
+            description=f"Steps of {batch.name}",
         )
     )
     if not isinstance(bar, UUID):
@@ -72,7 +74,7 @@ async def show_manifest(manifest: Manifest, store: Store) -> None:
     await _try(
         acreate_table_artifact(
             table=[_row(shot, store) for shot in _most_urgent(manifest.shots)],
-            key=_key("shots", manifest.batch),
+            key=artifact_key("shots", manifest.batch),
             description=_about_rows(manifest),
         )
     )
@@ -80,14 +82,14 @@ async def show_manifest(manifest: Manifest, store: Store) -> None:
         await _try(
             acreate_table_artifact(
                 table=_lane_rows(manifest),
-                key=_key("lanes", manifest.batch),
+                key=artifact_key("lanes", manifest.batch),
                 description=f"Lanes of {manifest.batch}, in seconds",
             )
         )
     await _try(
         acreate_markdown_artifact(
             markdown=summary_text(manifest, store),
-            key=_key("batch", manifest.batch),
+            key=artifact_key("batch", manifest.batch),
             description=f"What {manifest.batch} came to",
         )
     )
@@ -97,7 +99,7 @@ def summary_text(manifest: Manifest, store: Store) -> str:
     """The sum of a batch as Markdown, with links where they need no key."""
     totals = manifest.totals
     lines = [
-        f"# {_plain(manifest.batch)}",
+        f"# {plain(manifest.batch)}",
         "",
         f"**{totals.done} of {totals.shots} shots are done**, {totals.failed} are not, {totals.needs_review} need a review.",
         "",
@@ -122,7 +124,7 @@ def summary_text(manifest: Manifest, store: Store) -> str:
                 if shot.failed
                 else "no reason"
             )
-            lines.append(f"- `{shot.shot_id}` {_plain(why)}")
+            lines.append(f"- `{shot.shot_id}` {plain(why)}")
         if len(failed) > MOST_ROWS:
             lines.append(f"- and {len(failed) - MOST_ROWS} more: the report has them all")
     return "\n".join(lines) + "\n"
@@ -173,15 +175,15 @@ def _lane_rows(manifest: Manifest) -> list[dict[str, Any]]:
 def _link(store: Store, path: str, text: str) -> str:
     """A link, or where it would need a key the path: an address with a signature is a secret for a day."""
     address = store.link(path)
-    return f"[{_plain(text)}](<{address}>)" if address else f"`{path}` in {store}"
+    return f"[{plain(text)}](<{address}>)" if address else f"`{path}` in {store}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of a person's as Markdown that shows it and does nothing else."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~])", r"\\\1", " ".join(text.split()))
 
 
-def _key(what: str, batch: str) -> str:
+def artifact_key(what: str, batch: str) -> str:
     """An artifact's key: lower case, digits, dashes."""
     return f"{what}-{re.sub('[^a-z0-9]+', '-', batch.lower()).strip('-')}".strip("-")
 

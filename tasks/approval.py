@@ -1,0 +1,133 @@
+"""Asking a person before money is spent: the plan and its price as an artifact, and a form to go on with.
+
+    approval = await ask(batch, digest, seconds=3600)
+    approval.go, approval.max_cost, approval.leave_out
+
+A run of a deployment is suspended: its process ends, and when it is resumed the flow begins again from the top. Its pause
+is named by the digest of the plan, so what was approved holds for that plan alone: where the script, the voices or the fleet
+changed meanwhile, it is asked for anew. A run without a deployment waits where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from prefect import runtime
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.flow_runs import apause_flow_run, asuspend_flow_run
+from prefect.input import RunInput
+from pydantic import Field
+
+from callsheet.batch import Batch
+from callsheet.fleet import ENGINE_KINDS
+from callsheet.plan import ASSEMBLY, PictureInputs, Plan, SpeechInputs
+from tasks.events import announce
+from tasks.showing import artifact_key, plain
+
+
+class Approval(RunInput):
+    """What a person says to a plan."""
+
+    go: bool = Field(
+        default=True, description="Whether it is made; without, the run is cancelled and nothing is spent."
+    )
+    max_cost: float = Field(default=0.0, ge=0, description="The most that the run may spend, in $.")
+    leave_out: str = Field(
+        default="", description="Ids of shots that are left out of this run, separated by spaces or commas."
+    )
+    note: str = Field(default="", description="A note for the log.")
+
+    @property
+    def left_out(self) -> list[str]:
+        return self.leave_out.replace(",", " ").split()
+
+
+def digest_of(plan: Plan) -> str:
+    """What tells a plan from every other: its takes, and what their engines cost."""
+    fleet = plan.fleet.model_dump(mode="json", by_alias=True)
+    return hashlib.sha256(json.dumps([sorted(plan.steps), fleet], sort_keys=True).encode()).hexdigest()
+
+
+async def ask(batch: Batch, seconds: float) -> Approval:
+    """Shows the plan and its price, and waits for a person.
+
+    Raises:
+        FlowPauseTimeout: nobody came in time.
+        Pause: the run is suspended; it begins again when somebody resumes it.
+    """
+    text, cap = plan_text(batch), proposed_cap(batch)
+    await acreate_markdown_artifact(
+        markdown=text, key=artifact_key("plan", batch.name), description=f"What {batch.name} needs"
+    )
+    form: Any = Approval.with_initial_data(description=text, max_cost=cap)
+    announce("needs-approval", batch.name, max_cost=cap)
+    key, timeout = f"approve-{digest_of(batch.plan)[:16]}", max(1, int(seconds))
+    wait = asuspend_flow_run if runtime.deployment.id else apause_flow_run
+    answer: Approval = await wait(wait_for_input=form, timeout=timeout, key=key)
+    return answer
+
+
+def proposed_cap(batch: Batch) -> float:
+    """What the form begins with: the cap that was asked for, or what the plan costs at most and a quarter for retakes."""
+    if batch.max_cost is not None:
+        return batch.max_cost
+    _, high = batch.plan.cost_range(set(batch.takes))
+    return round(high * 1.25, 2)
+
+
+def plan_text(batch: Batch) -> str:
+    """The plan as Markdown: what is done, what is to be made, by which engines, for how much, and on whose terms."""
+    plan, done = batch.plan, set(batch.takes)
+    low, high = plan.cost_range(done)
+    left = [step for key, step in plan.steps.items() if key not in done]
+    price = f"${low:.2f}" if round(low, 2) == round(high, 2) else f"${low:.2f} to ${high:.2f}"
+    lines = [
+        f"# {plain(batch.name)}: {price}",
+        "",
+        f"{len(plan.shots)} shots, {len(plan.titles)} programmes; {len(plan.steps) - len(left)} of {len(plan.steps)} takes are there.",
+        "",
+        "| engine | to make | there | minutes of its lanes | $ |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {plain(row.engine)} | {row.steps - row.done} | {row.done} | {row.seconds / 60:.1f} | {row.cost:.2f} |"
+        for row in plan.estimates(done)
+    ]
+    if plan.fleet.provider == "draft":
+        lines += ["", "These are drafts: they cost nothing, and final takes are made with another fleet."]
+    if (rent := plan.fleet.rent) is not None and any(step.engine != ASSEMBLY for step in left):
+        lines += [
+            "",
+            f"Up to {rent.max_hosts} hosts are rented, at ${rent.max_per_hour:.2f} an hour each at most; what is rented and "
+            "there already is used first.",
+        ]
+    return "\n".join([*lines, *_terms(batch)]) + "\n"
+
+
+def _terms(batch: Batch) -> list[str]:
+    """Licences and consents that are in play, of what is still to be made."""
+    plan = batch.plan
+    left = [step for key, step in plan.steps.items() if key not in batch.takes]
+    kinds = sorted({step.engine for step in left if step.engine in ENGINE_KINDS})
+    lines = [f"- {plain(kind)}: {plain(ENGINE_KINDS[kind].licence)}" for kind in kinds]
+    workflows = {
+        step.inputs.workflow.name: step.inputs.workflow
+        for step in left
+        if isinstance(step.inputs, PictureInputs)
+    }
+    lines += [
+        f"- workflow {plain(name)}: {plain(workflow.licence)}"
+        for name, workflow in sorted(workflows.items())
+        if workflow.licence
+    ]
+    voices = {
+        step.inputs.voice.voice: step.inputs.voice for step in left if isinstance(step.inputs, SpeechInputs)
+    }
+    lines += [
+        f"- voice {plain(name)}: consent {plain(voice.consent or 'none')}, licence {plain(voice.licence or 'none')}"
+        + (f", until {voice.expires}" if voice.expires else "")
+        for name, voice in sorted(voices.items())
+    ]
+    return ["", "## On whose terms", "", *lines] if lines else []
