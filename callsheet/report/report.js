@@ -217,7 +217,7 @@ function checkTable(checks) {
 function foldedChecks(rows) {
   const checks = checksOf(rows);
   const failed = checks.filter(check => !check.ok).length;
-  const box = el("details", {className: "small"}, el("summary", {text: `${checks.length} checks, ${failed ? `${failed} failed` : "all passed"}`}));
+  const box = el("details", {className: "small"}, el("summary", {text: `${checks.length} check${checks.length === 1 ? "" : "s"}, ${failed ? `${failed} failed` : "all passed"}`}));
   box.addEventListener("toggle", () => { if (box.open && box.children.length === 1) box.append(checkTable(checks)); });
   return box;
 }
