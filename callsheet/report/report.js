@@ -78,9 +78,10 @@ function decide(shot, decision) {
   const why = refusal(shot, decision);
   if (why) return say(`${shot.shot_id}: ${why}`);
   const before = kept.get(shot.shot_id);
-  if (!earlier.has(shot.shot_id)) earlier.set(shot.shot_id, []);
-  earlier.get(shot.shot_id).push({decision: before?.decision || "", attempts: before?.attempts});
   const attempts = Object.fromEntries(engineSteps(shot).map(take => [take.step, selectedOf(shot, take)?.n]));
+  if (!earlier.has(shot.shot_id)) earlier.set(shot.shot_id, []);
+  // What is decided a second time is undone at once.
+  if (JSON.stringify([before?.decision, before?.attempts]) !== JSON.stringify([decision, attempts])) earlier.get(shot.shot_id).push({decision: before?.decision || "", attempts: before?.attempts});
   kept.delete(shot.shot_id);  // the latest comes last
   kept.set(shot.shot_id, {...before, decision, attempts});
   keep();
@@ -516,6 +517,12 @@ function chooseNth(shot, card, key) {
   if (!attempt?.file) return say(`${shot.shot_id}: ${take ? `${take.step} has no attempt for key ${key}` : "it has no steps"}`);
   select(shot, take, attempt);
 }
+// Who speaks to the computer, or holds other keys, turns them off.
+const keysKey = "callsheet:keys";
+function keysAreWanted() {
+  try { return localStorage.getItem(keysKey) !== "false"; }
+  catch { return true; }
+}
 // What the help lists is what the keys do: one table.
 const KEYS = [
   [["j", "ArrowDown", "ArrowRight"], "j ↓ →", "next shot", () => focusOn(current + 1)],
@@ -624,6 +631,8 @@ function fillBar() {
   byId("previous").addEventListener("click", () => focusOn(current - 1));
   byId("next").addEventListener("click", () => focusOn(current + 1));
   byId("download").addEventListener("click", download);
+  byId("with-keys").checked = keysAreWanted();
+  byId("with-keys").addEventListener("change", () => { try { localStorage.setItem(keysKey, String(byId("with-keys").checked)); } catch { /* for this visit then */ } });
   byId("keys").addEventListener("click", () => byId("help").showModal());
   for (const [, keys, text] of KEYS) byId("help").querySelector("tbody").append(el("tr", {}, el("th", {scope: "row"}, el("kbd", {text: keys})), el("td", {text})));
   new ResizeObserver(() => document.documentElement.style.setProperty("--bar", `${byId("bar").offsetHeight}px`)).observe(byId("bar"));

@@ -226,6 +226,42 @@ def test_retake_is_of_the_ticked_steps_and_of_the_attempt_that_the_run_chose(
     ]
 
 
+def data_of(report: Path) -> dict[str, Any]:
+    script = report.with_name("report-data.js").read_text("utf-8")
+    data: dict[str, Any] = json.loads(script.removeprefix("window.CALLSHEET = ").removesuffix(";\n"))
+    return data
+
+
+def write_data(report: Path, data: dict[str, Any]) -> None:
+    text = f"window.CALLSHEET = {json.dumps(data, ensure_ascii=False)};\n"
+    report.with_name("report-data.js").write_text(text, "utf-8")
+
+
+@pytest.mark.slow
+def test_take_that_shots_share_has_one_row_which_is_what_was_decided_last(
+    report: Path, page: Page, plan: Plan
+) -> None:
+    data = data_of(report)
+    first, last = data["shots"][0], data["shots"][2]
+    last["details"] = first["details"]
+    write_data(report, data)
+    page.goto(report.as_uri())
+    page.get_by_role("button", name="Retake evil (r)").click()
+    page.get_by_role("button", name="Accept lh-01 (a)").click()
+    page.get_by_role("checkbox", name="Make image of evil again on retake").uncheck()
+    press(page, "x", "u", "r", "r")  # evil is decided anew, its speech alone
+    assert in_focus(page) == "evil"
+    keys = keys_of(plan)
+    assert downloaded(page)[1].decode("utf-8-sig").splitlines()[1:] == [
+        f'"lh-01","image","{keys["lh-01 image"]}","0","accept",""',
+        f'"evil","speech","{keys["lh-01 speech"]}","0","retake",""',
+    ]
+    press(page, "u")
+    expect(page.locator("#said")).to_have_text("evil: undecided")
+    press(page, "u")
+    expect(page.locator("#said")).to_have_text("evil: nothing to undo")
+
+
 @pytest.mark.slow
 def test_reload_keeps_decisions_notes_and_attempts_and_a_new_report_has_none(
     report: Path, page: Page
@@ -240,11 +276,7 @@ def test_reload_keeps_decisions_notes_and_attempts_and_a_new_report_has_none(
         "aria-pressed", "true"
     )
     assert b'"1","accept","better"' in downloaded(page)[1]
-    data = report.with_name("report-data.js")
-    finished = json.loads(data.read_text("utf-8").removeprefix("window.CALLSHEET = ").removesuffix(";\n"))[
-        "finished"
-    ]
-    data.write_text(data.read_text("utf-8").replace(finished, "2030-01-01T00:00:00+00:00"), "utf-8")
+    write_data(report, data_of(report) | {"finished": "2030-01-01T00:00:00+00:00"})
     page.reload()
     expect(page.locator("#counts")).to_contain_text("0 of 4 decided")
 
@@ -373,15 +405,14 @@ def test_waveforms_are_drawn_over_http_and_left_out_from_a_folder(report: Path, 
 
 def write_many(report: Path, count: int) -> None:
     """As many shots, after the pattern of those of the report."""
-    script = report.with_name("report-data.js")
-    data = json.loads(script.read_text("utf-8").removeprefix("window.CALLSHEET = ").removesuffix(";\n"))
+    data = data_of(report)
     details = json.loads(data["shots"][0]["details"])
     speech = details["takes"][0]["attempts"][0]
     speech["checks"] *= 8  # a narration has about as many
     pattern = {**data["shots"][0], "details": json.dumps(details), "needs_review": False, "poster": None}
     data["shots"] = [{**pattern, "shot_id": f"shot-{n:05}"} for n in range(count)]
     data["totals"] |= {"shots": count, "done": count, "failed": 0, "needs_review": 0}
-    script.write_text(f"window.CALLSHEET = {json.dumps(data, ensure_ascii=False)};\n", "utf-8")
+    write_data(report, data)
 
 
 @pytest.mark.slow
