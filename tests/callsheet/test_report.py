@@ -233,7 +233,7 @@ def data_of(report: Path) -> dict[str, Any]:
 
 
 def write_data(report: Path, data: dict[str, Any]) -> None:
-    text = f"window.CALLSHEET = {json.dumps(data, ensure_ascii=False)};\n"
+    text = f"window.CALLSHEET = {json.dumps(data)};\n"
     report.with_name("report-data.js").write_text(text, "utf-8")
 
 
@@ -353,6 +353,7 @@ def test_what_the_script_says_is_text_and_checks_stand_with_their_limits(report:
     first.get_by_text("2 checks, 1 failed").click()
     expect(first.get_by_role("row", name="rms dbfs -21 ≥ -45 passed")).to_be_visible()
     expect(page.locator("#shot-yu-02 .text").first).to_have_attribute("lang", "zh")
+    expect(page.locator("#shot-yu-02 .text").first).to_have_text("雨下了一整夜。")
 
 
 @pytest.mark.slow
