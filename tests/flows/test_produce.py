@@ -310,14 +310,17 @@ async def test_report_holds_every_shot_with_text_checks_and_captions(
     assert "\u2028" not in script
     spoken, picture = data["shots"]
     assert spoken["text"] == "Say </script> & go."
-    assert spoken["cues"][0][2] == "Say </script> & go."
-    assert [take["step"] for take in picture["takes"]] == ["image", "clip"]
-    assert all(check["ok"] for take in picture["takes"] for check in take["attempts"][0]["checks"])
+    details, takes = json.loads(spoken["details"]), json.loads(picture["details"])["takes"]
+    assert details["cues"][0][2] == "Say </script> & go."
+    assert [take["step"] for take in takes] == ["image", "clip"]
+    checks = [check for take in takes for check in take["attempts"][0]["checks"]]
+    assert all(ok for _, _, ok in checks)
+    assert ["size", "832x480"] in [data["check_kinds"][kind] for kind, _, _ in checks]
     for link in (
         picture["clip"],
         picture["poster"],
-        spoken["captions"]["vtt"],
-        picture["takes"][0]["attempts"][0]["file"],
+        details["captions"]["vtt"],
+        takes[0]["attempts"][0]["file"],
     ):
         from urllib.parse import unquote
 
