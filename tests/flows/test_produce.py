@@ -315,7 +315,7 @@ async def test_report_holds_every_shot_with_text_checks_and_captions(
     assert [take["step"] for take in takes] == ["image", "clip"]
     checks = [check for take in takes for check in take["attempts"][0]["checks"]]
     assert all(ok for _, _, ok in checks)
-    assert ["size", "832x480"] in [data["check_kinds"][kind] for kind, _, _ in checks]
+    assert ["size", "256x256"] in [data["check_kinds"][kind] for kind, _, _ in checks]
     for link in (
         picture["clip"],
         picture["poster"],
