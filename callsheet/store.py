@@ -262,10 +262,7 @@ class LocalFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write(temporary)
                 _to_disk(temporary)
-                if replace:
-                    temporary.replace(target)
-                else:
-                    target.hardlink_to(temporary)
+                _place(temporary, target, replace=replace)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -294,6 +291,20 @@ def _chunks(content: Path | bytes) -> Iterator[bytes]:
     with content.open("rb") as file:
         while chunk := file.read(1 << 20):
             yield chunk
+
+
+def _place(temporary: Path, target: Path, *, replace: bool) -> None:
+    """Gives a file its name. Raises FileExistsError where it is taken and is not to be replaced."""
+    if not replace:
+        try:
+            target.hardlink_to(temporary)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links, such as a memory card or a share: there nobody is kept from the name meanwhile
+            if target.exists():
+                raise FileExistsError(target) from None
+    temporary.replace(target)
 
 
 def _sha256_of(path: Path) -> str:

@@ -176,6 +176,7 @@ class Production:
         self._undelivered = undelivered_gb * 1e9
         self.deliveries: Deliveries
         self.undelivered = Undelivered(store)
+        self._is_told = False
         self.copies = LocalCopies(store, scratch, self._undelivered)
         self._shard = shard
         self._batch_lease = batch_lease
@@ -354,7 +355,9 @@ class Production:
             draft = attempt.model_copy(update={"file": target, "bytes": _bytes_of(path)})
             path = await asyncio.to_thread(self.undelivered.add, self.batch.sidecar_with(step, draft), path)
         except OSError as error:
-            tell(f"{step.name}: is brought into the store without a copy for the next run here: {error}")
+            if not self._is_told:
+                self._is_told = True
+                tell(f"takes that do not come into the store cannot be kept for the next run: {error}")
         return await self._deliver(attempt, target, path, wanted, step)
 
     async def _deliver(

@@ -94,6 +94,19 @@ def test_what_is_not_to_be_replaced_stays(store: Store, tmp_path: Path) -> None:
     assert store.get("a.bin") == b"first"
 
 
+def test_a_disk_without_links_keeps_takes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    store = LocalFolder(tmp_path / "store")
+    store.put("a.bin", b"first", replace=False)
+    with pytest.raises(FileExistsError):
+        store.put("a.bin", b"other", replace=False)
+    assert store.get("a.bin") == b"first"
+    assert [file.path for file in store.list("")] == ["a.bin"]
+
+
 @pytest.mark.parametrize("path", ["../a", "/etc/passwd", "a/../../b", "a\0b"])
 def test_no_path_leaves_the_store(store: Store, path: str) -> None:
     for use in (store.get, store.size, store.delete, lambda p: store.put(p, b"x")):
