@@ -27,7 +27,7 @@ from tests.conftest import ROOT, write_fleet
 from tests.fakes.proxy import FaultyProxy
 from tests.flows.test_showing import artifact, events
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 ROWS = (
     {"shot_id": "a", "title": "T", "text": "The keeper lit the lamp at six.", "voice": "anna"},
     {"shot_id": "b", "title": "U", "text": "And then it rained.", "voice": "wei"},
@@ -161,7 +161,6 @@ def worker(prefect_api: str, tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
-@pytest.mark.slow
 async def test_a_run_of_a_deployment_ends_and_begins_again_when_it_is_approved(
     worker: str, parameters: Callable[..., ProduceParameters], proxy: FaultyProxy, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ async def test_a_batch_is_shown_with_its_shots_and_told_of(
     assert next(one for one in told if one["event"].endswith("finished"))["payload"]["done"] == 1
 
 
+@pytest.mark.slow
 async def test_a_private_bucket_is_shown_by_paths_and_no_signature_is_kept(
     prefect_api: str,
     s3: str,
