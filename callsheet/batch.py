@@ -70,7 +70,7 @@ class Batch:
         self._lost = Counter[str]()
         self.queue = StepQueue(self.plan.steps.values(), self.lanes, done=self.takes)
         for step in self.plan.steps.values():
-            self._leave_out(step)
+            self._give_up_rejected(step)
         self._leave_out_shots()
 
     def next_step(self, lane: Lane | None, within: int | None = None) -> Step | None:
@@ -83,7 +83,7 @@ class Batch:
             if self._reuse(step):
                 self._complete(step)
                 continue
-            if self._leave_out(step):
+            if self._give_up_rejected(step):
                 continue
             if lane is not None and not self._affordable(step, lane):
                 return None
@@ -262,7 +262,7 @@ class Batch:
         sidecar = self.found.get(step.key)
         return sidecar if sidecar is not None and self.sources_of(step) == sidecar.sources else None
 
-    def _leave_out(self, step: Step) -> bool:
+    def _give_up_rejected(self, step: Step) -> bool:
         """Gives up a clip that a person rejected: it is not made again, for it would be the same."""
         sidecar = self._found(step)
         if sidecar is None or not sidecar.is_decided("reject"):

@@ -21,9 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from callsheet.store import open_store
-from callsheet.store_check import GRACE_HOURS, MEANINGS, Finding, StoreCheck, check_store, repair
+from callsheet.store_check import GRACE_HOURS, MEANINGS, Finding, StoreCheck, check_store
 from callsheet.store_prune import Doomed, Pruning, Receipt, find_prunable, parse_age
 from callsheet.store_prune import prune as delete_prunable
+from callsheet.store_repair import repair
 
 app = typer.Typer(
     no_args_is_help=True,

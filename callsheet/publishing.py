@@ -203,8 +203,12 @@ class Publisher:
     def _each(self, do: Callable[[_Item], object], items: Iterable[_Item]) -> None:
         """Does it for each, several at a time, while we may; the first that fails ends it."""
 
+        def allowed(item: _Item) -> None:
+            self._check()
+            do(item)
+
         def one(item: _Item) -> None:
-            self._patience(lambda: self._check() or do(item))
+            self._patience(lambda: allowed(item))
 
         with ThreadPoolExecutor(self.store.at_once) as pool:
             under_way = [pool.submit(one, item) for item in items]

@@ -34,11 +34,16 @@ _LOCK = ".lock"
 
 
 class Undelivered:
-    """The folder of one run. Nothing is made before there is something to keep; may be used by many threads."""
+    """The folder of one run. Nothing is made before there is something to keep; may be used by many threads.
+
+    Attributes:
+        is_broken: whether something could not be kept here; it is no use to go on trying.
+    """
 
     def __init__(self, store: Store) -> None:
         self._folder = _folder_of(store) / uuid.uuid4().hex
         self._opening = threading.Lock()
+        self.is_broken = False
         self._lock: IO[str] | None = None
 
     def add(self, sidecar: Sidecar, path: Path) -> Path:

@@ -16,12 +16,10 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from prefect import flow, runtime
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import FlowPauseTimeout
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
@@ -41,12 +39,11 @@ from callsheet.resume import find_takes
 from callsheet.scratch import scratch_folder
 from callsheet.store import Store
 from callsheet.takes import Sidecar
-from callsheet.timing import scaled
 from callsheet.undelivered import bring
 from flows.render import deploy_render
-from tasks.approval import ask
+from tasks.approval import Declined, approved
 from tasks.batch_lease import BatchLease, batch_lease
-from tasks.events import announce
+from tasks.events import announce, announce_outcome
 from tasks.locks import held
 from tasks.making import make_takes
 from tasks.production import Production
@@ -104,30 +101,12 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         )
         return Failed(message=str(error), data=error)
     summary = _summary(manifest, batch, store, time.monotonic() - began)
-    _announce(summary)
+    announce_outcome(summary)
     if faults := summary.faults:
         reasons = "; ".join(f"{shot.shot_id}: {shot.step}: {shot.reason}" for shot in faults[:20])
         message = f"{len(faults)} of {summary.shots} shots are not done. {reasons}"
         return Failed(message=message, data=summary)
     return Completed(message=f"{summary.done} shots done, {summary.takes_made} takes made", data=summary)
-
-
-class Declined(Exception):
-    """A person did not want the plan, or did not come."""
-
-
-def _announce(summary: Summary) -> None:
-    """Says what came of the batch to whoever waits for it."""
-    counts = {"shots": summary.shots, "done": summary.done, "needs_review": summary.needs_review}
-    if broke := next((shot for shot in summary.failed if shot.error == Budget.__name__), None):
-        announce("budget-reached", summary.batch, reason=broke.reason)
-    if summary.faults:
-        reason = f"{len(summary.faults)} of {summary.shots} shots are not done"
-        announce("failed", summary.batch, reason=reason, failed=len(summary.faults), **counts)
-    else:
-        announce("finished", summary.batch, cost=summary.cost, **counts)
-    if summary.needs_review:
-        announce("needs-review", summary.batch, **counts)
 
 
 def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
@@ -171,7 +150,8 @@ async def _produce(
     get_run_logger().info(
         "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
     )
-    parameters = await _approved(parameters, batch)
+    if parameters.approve:
+        parameters = await approved(parameters, batch)
     batch = _batch(parameters, plan, batch.found)
     _check_budget(batch)
     missing = len(plan.steps) - len(batch.takes)
@@ -277,35 +257,6 @@ def _left_out(parameters: ProduceParameters, plan: Plan) -> list[str]:
             f"leave_out: found {', '.join(unknown)}; expected ids of shots, such as {next(iter(plan.shots))}"
         )
     return parameters.leave_out
-
-
-async def _approved(parameters: ProduceParameters, batch: Batch) -> ProduceParameters:
-    """Waits for a person, where one is to be asked. Returns the parameters as that person wants them.
-
-    Raises:
-        Declined: nothing is to be made.
-    """
-    if not parameters.approve:
-        return parameters
-    try:
-        approval = await ask(batch, scaled(parameters.approve_hours * 3600))
-    except FlowPauseTimeout:
-        reason = f"nobody approved the plan within {parameters.approve_hours:g} hours"
-        await _cancel(reason)
-        raise Declined(reason) from None
-    if approval.note:
-        tell(f"approval: {approval.note}", logging.INFO)
-    if not approval.go:
-        raise Declined("the plan was not approved")
-    left_out = [*parameters.leave_out, *approval.left_out]
-    return parameters.model_copy(update={"max_cost": approval.max_cost, "leave_out": left_out})
-
-
-async def _cancel(reason: str) -> None:
-    """Prefect fails a run whose pause timed out; nothing failed here."""
-    if (flow_run := runtime.flow_run.id) is not None:
-        async with get_client() as client:
-            await client.set_flow_run_state(UUID(str(flow_run)), Cancelled(message=reason), force=True)
 
 
 def _check_budget(batch: Batch) -> None:

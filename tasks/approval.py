@@ -1,7 +1,6 @@
 """Asking a person before money is spent: the plan and its price as an artifact, and a form to go on with.
 
-    approval = await ask(batch, digest, seconds=3600)
-    approval.go, approval.max_cost, approval.leave_out
+    parameters = await approved(parameters, batch)      # as the person wants them; Declined where nothing is wanted
 
 A run of a deployment is suspended: its process ends, and when it is resumed the flow begins again from the top. Its pause
 is named by the digest of the plan, so what was approved holds for that plan alone: where the script, the voices or the fleet
@@ -12,19 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
+from uuid import UUID
 
 from prefect import runtime
 from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
+from prefect.states import Cancelled
 from pydantic import Field
 
 from callsheet.batch import Batch
 from callsheet.fleet import ENGINE_KINDS
+from callsheet.parameters import ProduceParameters
 from callsheet.plan import ASSEMBLY, PictureInputs, Plan, SpeechInputs
+from callsheet.timing import scaled
 from tasks.events import announce
 from tasks.showing import artifact_key, plain
+from tasks.watching import tell
 
 
 class Approval(RunInput):
@@ -50,13 +57,39 @@ def digest_of(plan: Plan) -> str:
     return hashlib.sha256(json.dumps([sorted(plan.steps), fleet], sort_keys=True).encode()).hexdigest()
 
 
-async def ask(batch: Batch, seconds: float) -> Approval:
-    """Shows the plan and its price, and waits for a person.
+class Declined(Exception):
+    """A person did not want the plan, or did not come."""
+
+
+async def approved(parameters: ProduceParameters, batch: Batch) -> ProduceParameters:
+    """Shows the plan and its price, and waits for a person. Returns the parameters as that person wants them.
 
     Raises:
-        FlowPauseTimeout: nobody came in time.
+        Declined: nothing is to be made.
         Pause: the run is suspended; it begins again when somebody resumes it.
     """
+    try:
+        approval = await _ask(batch, scaled(parameters.approve_hours * 3600))
+    except FlowPauseTimeout:
+        reason = f"nobody approved the plan within {parameters.approve_hours:g} hours"
+        await _cancel(reason)
+        raise Declined(reason) from None
+    if approval.note:
+        tell(f"approval: {approval.note}", logging.INFO)
+    if not approval.go:
+        raise Declined("the plan was not approved")
+    left_out = [*parameters.leave_out, *approval.left_out]
+    return parameters.model_copy(update={"max_cost": approval.max_cost, "leave_out": left_out})
+
+
+async def _cancel(reason: str) -> None:
+    """Prefect fails a run whose pause timed out; nothing failed here."""
+    if (flow_run := runtime.flow_run.id) is not None:
+        async with get_client() as client:
+            await client.set_flow_run_state(UUID(str(flow_run)), Cancelled(message=reason), force=True)
+
+
+async def _ask(batch: Batch, seconds: float) -> Approval:
     text, cap = plan_text(batch), proposed_cap(batch)
     await acreate_markdown_artifact(
         markdown=text, key=artifact_key("plan", batch.name), description=f"What {batch.name} needs"

@@ -28,8 +28,9 @@ from callsheet.plan import (
     Step,
     clip_seconds,
 )
-from callsheet.takes import Attempt, Check, sidecar_path
+from callsheet.takes import Attempt, Check
 from tasks.checks import settle_failure
+from tasks.keeping import commit, keep, keep_poster
 from tasks.narration import narration
 from tasks.policy import UNCACHED
 from tasks.production import Production
@@ -121,15 +122,15 @@ async def _keep(production: Production, step: Step, built: Built) -> None:
         length = next((check.value for check in built.checks if check.name == "seconds"), 0.0)
         assert isinstance(length, float)
         if step.kind == "clip" and production.batch.plan.shots_with(step.key)[0].canvas is not None:
-            await asyncio.to_thread(production.keep_poster, step.key, built.path)
+            await asyncio.to_thread(keep_poster, production, step.key, built.path)
         attempt = Attempt(n=n, length=length, seconds=built.seconds, checks=tuple(built.checks))
-        attempt = await production.keep(step, attempt, built.path, wanted=_in_programme(production, step))
+        attempt = await keep(production, step, attempt, built.path, wanted=_in_programme(production, step))
         async with production.changing() as batch:
             sidecar = batch.add_attempt(step, attempt)
         if attempt.faults:
             logger.warning("%s: %s: %s", production.batch.name, step.name, "; ".join(attempt.faults))
         if sidecar is not None:
-            await production.commit(step, sidecar, sidecar_path(step.kind, step.key))
+            await commit(production, step, sidecar)
     except Exception as error:
         await _settle(production, step, error)
 

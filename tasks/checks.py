@@ -21,7 +21,8 @@ from callsheet.media.narration import check_pieces, narration_seconds
 from callsheet.media.speech import Line, Measured, Neighbours
 from callsheet.media.video import check_image, check_video, probe_video
 from callsheet.plan import PictureInputs, SpeechInputs, Step, heard_seconds
-from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece, sidecar_path
+from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece
+from tasks.keeping import commit, keep
 from tasks.policy import UNCACHED
 from tasks.production import Made, Production
 from tasks.visuals import fetch_result
@@ -67,7 +68,7 @@ async def keep_attempt(
             attempt = await _look(production, step, lane, made, seconds, cost)
         production.looked_at()
         if made.path is not None:
-            attempt = await production.keep(step, attempt, made.path, wanted=attempt.passed)
+            attempt = await keep(production, step, attempt, made.path, wanted=attempt.passed)
         if attempt.faults:
             get_run_logger().warning(
                 "%s: %s on %s: attempt %d: %s",
@@ -115,7 +116,7 @@ async def _refuse_twins(production: Production, step: Step, lane: Lane, made: Ma
 async def _commit(production: Production, step: Step, sidecar: Sidecar | None) -> None:
     if sidecar is not None:
         production.forget(step.key)
-        await production.commit(step, sidecar, sidecar_path(step.kind, step.key))
+        await commit(production, step, sidecar)
 
 
 async def _look(

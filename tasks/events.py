@@ -11,6 +11,9 @@ from typing import Any
 
 from prefect.events import emit_event
 
+from callsheet.errors import Budget
+from callsheet.manifest import Summary
+
 #: What happens to a batch, and what each event's payload has.
 EVENTS = {
     "needs-approval": "max_cost",
@@ -36,3 +39,17 @@ def announce_leak(instances: list[int], reasons: list[str]) -> None:
     emit_event(
         event="callsheet.host.leaked", resource=resource, payload={"instances": instances, "reasons": reasons}
     )
+
+
+def announce_outcome(summary: Summary) -> None:
+    """Says what came of the batch to whoever waits for it."""
+    counts = {"shots": summary.shots, "done": summary.done, "needs_review": summary.needs_review}
+    if broke := next((shot for shot in summary.failed if shot.error == Budget.__name__), None):
+        announce("budget-reached", summary.batch, reason=broke.reason)
+    if summary.faults:
+        reason = f"{len(summary.faults)} of {summary.shots} shots are not done"
+        announce("failed", summary.batch, reason=reason, failed=len(summary.faults), **counts)
+    else:
+        announce("finished", summary.batch, cost=summary.cost, **counts)
+    if summary.needs_review:
+        announce("needs-review", summary.batch, **counts)

@@ -30,13 +30,10 @@ from callsheet.journal import Journal
 from callsheet.limits import limits_of
 from callsheet.media.audio import read_sound
 from callsheet.media.speech import Neighbours, VoiceProfile, profile_of
-from callsheet.media.video import poster
-from callsheet.plan import ASSEMBLY, Step
-from callsheet.publishing import poster_of
-from callsheet.resume import find_take
+from callsheet.plan import Step
 from callsheet.schedule import Failure
 from callsheet.store import Store
-from callsheet.takes import Attempt, Sidecar, attempt_path
+from callsheet.takes import Sidecar, attempt_path
 from callsheet.timing import scaled
 from callsheet.undelivered import Undelivered
 from callsheet.voices import Voice
@@ -44,7 +41,7 @@ from tasks.batch_lease import BatchLease
 from tasks.deliveries import Deliveries, LocalCopies
 from tasks.locks import Lease, Locks
 from tasks.memory import Client, GpuMemory
-from tasks.watching import tell, watcher
+from tasks.watching import watcher
 
 if TYPE_CHECKING:
     from tasks.rented import Rental
@@ -176,7 +173,6 @@ class Production:
         self._undelivered = undelivered_gb * 1e9
         self.deliveries: Deliveries
         self.undelivered = Undelivered(store)
-        self._is_told = False
         self.copies = LocalCopies(store, scratch, self._undelivered)
         self._shard = shard
         self._batch_lease = batch_lease
@@ -339,73 +335,10 @@ class Production:
         for key in keys:
             self.copies.drop(self.batch.takes[key].take.file)
 
-    async def keep(self, step: Step, attempt: Attempt, path: Path, *, wanted: bool = True) -> Attempt:
-        """Brings an attempt from the scratch folder into the store. Returns it with where it lies there, its hash and size.
-
-        Args:
-            wanted: whether something will be built from it.
-        """
+    def target_of(self, step: Step, n: int, suffix: str) -> str:
+        """Where attempt ``n`` goes in the store."""
         # A run that was thought dead may still write: never over the media of the one that took its place.
-        run = self._run_id if self._shard else ""
-        target = attempt_path(step.kind, step.key, attempt.n, path.suffix, run)
-        if not (attempt.passed and step.engine != ASSEMBLY and self.store.is_shared):
-            return await self._deliver(attempt, target, path, wanted)
-        # What engines made is paid for: where it does not come into the store, the next run brings it.
-        try:
-            draft = attempt.model_copy(update={"file": target, "bytes": _bytes_of(path)})
-            path = await asyncio.to_thread(self.undelivered.add, self.batch.sidecar_with(step, draft), path)
-        except OSError as error:
-            if not self._is_told:
-                self._is_told = True
-                tell(f"takes that do not come into the store cannot be kept for the next run: {error}")
-        return await self._deliver(attempt, target, path, wanted, step)
-
-    async def _deliver(
-        self, attempt: Attempt, target: str, path: Path, wanted: bool, paid: Step | None = None
-    ) -> Attempt:
-        attempt = attempt.model_copy(update=await self.deliveries.put(target, path))
-        if paid is not None:
-            with contextlib.suppress(OSError):
-                self.undelivered.delivered(self.batch.sidecar_with(paid, attempt))
-        await asyncio.to_thread(self.copies.keep, attempt.file, path, wanted=wanted)
-        return attempt
-
-    def keep_poster(self, key: str, path: Path) -> None:
-        """Makes the poster of a clip while it lies here; it is published with the batch."""
-        self._poster_file(key).write_bytes(poster(path))
-
-    def poster(self, clip: Sidecar) -> bytes:
-        """The poster of a clip: as this run made it, or from the clip in the store."""
-        made = self._poster_file(clip.key)
-        return made.read_bytes() if made.exists() else poster_of(self.store, clip)
-
-    def _poster_file(self, key: str) -> Path:
-        return self.scratch / f"poster-{key}.jpg"
-
-    async def commit(self, step: Step, sidecar: Sidecar, path: str) -> None:
-        """Writes the sidecar, which makes the take one, and lets go what waited for it.
-
-        Where another run has committed the same take meanwhile, that one is used.
-
-        Raises:
-            LeaseLost: this run makes a shard that may be another's by now.
-        """
-        self.check_lease()
-        committed = await self.deliveries.call(lambda: self._write_sidecar(step, sidecar, path))
-        self.undelivered.remove(step.key)
-        async with self.changing() as batch:
-            batch.commit(step, committed, ours=committed == sidecar)
-
-    def _write_sidecar(self, step: Step, sidecar: Sidecar, path: str) -> Sidecar:
-        """Writes over nothing but what this run found, and knows to be out of date. Returns what stands there then."""
-        content = sidecar.model_dump_json(indent=1).encode()
-        version: str | None = None
-        while not self.store.put_if(path, content, version):
-            version = self.store.version(path)
-            other = find_take(step, self.store)
-            if other and other.sources == sidecar.sources and other != self.batch.found.get(step.key):
-                return other
-        return sidecar
+        return attempt_path(step.kind, step.key, n, suffix, self._run_id if self._shard else "")
 
     def check_lease(self) -> None:
         """Raises LeaseLost where this run makes a shard and its lease is not its own any more.
@@ -500,7 +433,3 @@ class Production:
         """A journal saves the next run questions, no more: where it cannot be written, the takes are still there."""
         with contextlib.suppress(StoreFault):
             await asyncio.to_thread(write, list(self.batch.made))
-
-
-def _bytes_of(path: Path) -> int:
-    return path.stat().st_size

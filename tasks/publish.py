@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -11,6 +12,7 @@ from prefect.logging import get_run_logger
 from callsheet.errors import LeaseLost
 from callsheet.manifest import Manifest
 from callsheet.publishing import Publisher
+from tasks.keeping import poster_in
 from tasks.policy import UNCACHED
 from tasks.production import Production
 from tasks.showing import show_manifest
@@ -31,7 +33,7 @@ async def publish_batch(batch_name: str, started: str) -> Manifest:
         production.batch,
         production.store,
         started,
-        posters=production.poster,
+        posters=partial(poster_in, production),
         check=check,
         patience=production.deliveries.patience,
     )

@@ -18,7 +18,7 @@ from callsheet.needed import PlannedTakes
 from callsheet.r2 import R2Store
 from callsheet.store import LocalFolder, Store
 from callsheet.takes import Attempt, Sidecar, attempt_path, sidecar_path
-from tests.callsheet.test_store import bucket
+from tests.buckets import bucket
 
 DAY = 86_400.0
 

@@ -16,7 +16,7 @@ from callsheet.r2 import R2Store
 from callsheet.r2_client import R2Settings
 from callsheet.store import LocalFolder, Store
 from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
-from tests.callsheet.test_store import bucket
+from tests.buckets import bucket
 from tests.fakes.proxy import FaultyProxy
 
 UNET, LORA = "unet/wan.gguf", "loras/fast.safetensors"

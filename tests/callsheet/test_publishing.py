@@ -17,6 +17,7 @@ from callsheet.manifest import LatestRun, Manifest
 from callsheet.publishing import Publisher
 from callsheet.r2 import R2Store
 from callsheet.store import LocalFolder, Store
+from tests.buckets import bucket, folder_or_bucket
 from tests.callsheet.published import (
     Watched,
     batch_in,
@@ -28,7 +29,6 @@ from tests.callsheet.published import (
     publish_until,
     publisher_of,
 )
-from tests.callsheet.test_store import bucket
 from tests.fakes.proxy import FaultyProxy
 
 SHOTS = (
@@ -41,18 +41,7 @@ SHOTS = (
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """For what takes long in a bucket."""
-    return _store(request, tmp_path)
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return _store(request, tmp_path)
-
-
-def _store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return LocalFolder(tmp_path / "store")
-    return bucket(request.getfixturevalue("s3"), f"p{abs(hash(request.node.name))}")
+    return folder_or_bucket(request, tmp_path)
 
 
 @pytest.fixture

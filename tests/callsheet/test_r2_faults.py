@@ -16,7 +16,7 @@ from callsheet.errors import StoreFault
 from callsheet.patience import Patience
 from callsheet.r2 import R2Store
 from callsheet.r2_client import ATTEMPTS, R2Settings
-from tests.callsheet.test_store import bucket
+from tests.buckets import bucket
 from tests.fakes.proxy import Fault, FaultyProxy
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

@@ -13,19 +13,7 @@ from callsheet.errors import BadInput, StoreFault
 from callsheet.r2 import R2Store
 from callsheet.r2_client import R2Settings
 from callsheet.store import LocalFolder, Store, StoredFile, open_store
-
-
-def bucket(s3: str, name: str, prefix: str = "callsheet") -> R2Store:
-    store = R2Store(R2Settings(s3, name, "key", SecretStr("secret-of-the-test"), prefix))
-    store._client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "auto"})
-    return store
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return LocalFolder(tmp_path / "store")
-    return bucket(request.getfixturevalue("s3"), f"b{abs(hash(request.node.name))}")
+from tests.buckets import bucket
 
 
 def test_what_is_put_is_got(store: Store, tmp_path: Path) -> None:

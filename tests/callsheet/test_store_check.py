@@ -13,8 +13,9 @@ import pytest
 from callsheet.errors import StoreFault
 from callsheet.manifest import batch_path
 from callsheet.store import LocalFolder, Store
-from callsheet.store_check import StoreCheck, check_store, repair
+from callsheet.store_check import StoreCheck, check_store
 from callsheet.store_lease import StoreLease, lease_path
+from callsheet.store_repair import repair
 from callsheet.takes import sidecar_path
 from tests.callsheet.stored import (
     DAY,

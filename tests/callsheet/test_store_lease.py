@@ -3,26 +3,18 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from callsheet.errors import LeaseLost, StoreFault
 from callsheet.r2 import R2Store
-from callsheet.store import LocalFolder, Store
+from callsheet.store import Store
 from callsheet.store_lease import LEASE_SECONDS, StoreLease, lease_path
-from tests.callsheet.test_store import bucket
+from tests.buckets import bucket
 from tests.fakes.proxy import FaultyProxy
 
 PATH = lease_path("demo")
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return LocalFolder(tmp_path / "store")
-    return bucket(request.getfixturevalue("s3"), f"l{abs(hash(request.node.name))}")
 
 
 @pytest.fixture

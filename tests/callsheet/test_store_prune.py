@@ -38,13 +38,6 @@ LATER = NOW + 100 * DAY
 OLD, NEW = NOW, LATER - 10 * DAY
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return new_stores(
-        request.param, lambda: request.getfixturevalue("s3"), tmp_path, f"prune {request.node.name}"
-    )()
-
-
 def pruned(store: Store, **how: Any) -> tuple[Pruning, Receipt]:
     """Deletes what is older than 90 days."""
     pruning = find_prunable(store, now=LATER, **({"older_than": 90 * DAY} | how))

@@ -13,7 +13,7 @@ from callsheet.home import callsheet_home
 from callsheet.r2 import R2Store
 from callsheet.takes import Attempt, Sidecar, sidecar_path
 from callsheet.undelivered import Undelivered, bring
-from tests.callsheet.test_store import bucket
+from tests.buckets import bucket
 from tests.fakes.proxy import FaultyProxy
 
 CONTENT = b"what an engine made"

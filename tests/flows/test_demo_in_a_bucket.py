@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from callsheet.store import Store, open_store
+from tests.buckets import bucket
 from tests.callsheet.published import check_published
 from tests.callsheet.test_cli import CALLSHEET
-from tests.callsheet.test_store import bucket
 from tests.conftest import ROOT
 
 
