@@ -16,7 +16,7 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, State
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -112,5 +112,8 @@ async def deploy_reap(work_pool: str, parameters: ReapParameters) -> UUID:
         work_pool,
         interval=EVERY,
         parameters={"parameters": parameters.model_dump()},
-        concurrency_limit=1,
+        # The next sweep comes soon anyway.
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
     )
