@@ -21,6 +21,7 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
@@ -141,7 +142,9 @@ async def give_hosts_back_of_scripts(flow: Any, flow_run: Any, state: State[Any]
         children = await client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(str(flow_run.id))])
-            )
+            ),
+            sort=FlowRunSort.ID_DESC,
+            limit=200,
         )
     for child in children:
         await give_hosts_back(flow, child, state)

@@ -93,7 +93,8 @@ async def set_up(asked: SetUp) -> list[Thing]:
         things = [await _block_type(client, block) for block in BLOCKS]
         things += [thing async for thing in _limits(client, asked)]
         things.append(await _work_pool(client, asked.work_pool))
-        things += [await _deployment(client, one, asked) for one in declared]
+        job_variables = await _job_variables(client, asked.work_pool)
+        things += [await _deployment(client, one, asked, job_variables) for one in declared]
     return things
 
 
@@ -194,7 +195,9 @@ async def _work_pool(client: PrefectClient, name: str) -> Thing:
     return Thing("work pool", name, "there", f"type {found.type}")
 
 
-async def _deployment(client: PrefectClient, declared: DeclaredDeployment, asked: SetUp) -> Thing:
+async def _deployment(
+    client: PrefectClient, declared: DeclaredDeployment, asked: SetUp, job_variables: dict[str, Any]
+) -> Thing:
     flow: Flow[..., Any] = await asyncio.to_thread(
         load_flow_from_entrypoint, declared.entrypoint, use_placeholder_flow=False
     )
@@ -206,7 +209,7 @@ async def _deployment(client: PrefectClient, declared: DeclaredDeployment, asked
         schedules=[_schedule(schedule) for schedule in declared.schedules],
         concurrency_limit=_runs_at_once(declared),
         work_pool_name=asked.work_pool,
-        job_variables=await _job_variables(client, asked.work_pool),
+        job_variables=job_variables,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     name = deployment.full_name
