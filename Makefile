@@ -1,6 +1,7 @@
 # Thin names over scripts/: what people and CI call.
-.PHONY: run test test-slow check bench setup
+.PHONY: run ui test test-slow check bench setup
 run:       ; @scripts/run
+ui:        ; @scripts/ui
 test:      ; @scripts/test
 test-slow: ; @scripts/test -m slow
 check:     ; @scripts/check

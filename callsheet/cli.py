@@ -8,6 +8,8 @@
     callsheet report demo --store out              what it came to, and where its report is
     callsheet reap --dry-run                       which rented hosts should not be there
     callsheet store check --store out              what is broken, left over or nobody's in a store
+    callsheet setup --work-pool local              makes deployments, limits and blocks on the Prefect server
+    callsheet ui                                   the Prefect UI on this machine, with a worker
 
 Exit codes: 0 all done, 1 some shots failed, 2 bad input or settings, 3 budget reached, 130 interrupted.
 With ``--json`` the last line on standard output is one JSON object; everything else goes to standard error.
@@ -33,7 +35,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from callsheet import commands_connection, commands_models, commands_reap, commands_store, commands_workflow
+from callsheet import (
+    commands_connection,
+    commands_models,
+    commands_reap,
+    commands_setup,
+    commands_store,
+    commands_workflow,
+)
 from callsheet.decisions import read_decisions
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
@@ -61,6 +70,8 @@ app.add_typer(commands_models.app, name="models")
 app.add_typer(commands_store.app, name="store")
 app.command()(commands_reap.reap)
 app.command()(commands_connection.test_connection)
+app.command()(commands_setup.setup)
+app.command()(commands_setup.ui)
 console = Console(stderr=True, highlight=False)
 
 Script = Annotated[Path, typer.Argument(metavar="SCRIPT", help="The CSV with the shots.")]

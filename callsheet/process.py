@@ -28,12 +28,16 @@ STOP_SECONDS = 5.0
 
 @asynccontextmanager
 async def served_by(
-    module: str, *arguments: str, env: Mapping[str, str] | None = None, patience: float = START_SECONDS
+    module: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    patience: float = START_SECONDS,
+    grace: float = STOP_SECONDS,
 ) -> AsyncIterator[str]:
     """Runs ``python -m module`` and gives its address once it listens.
 
     ``patience`` is in seconds and is stretched by CALLSHEET_TIME_SCALE, never shrunk: imports and a new database
-    take as long in a test as in a run.
+    take as long in a test as in a run. ``grace`` is how many seconds it may take to end before it is killed.
 
     Raises:
         HostFault: it ended or did not listen in time; the message has the last lines it wrote.
@@ -65,15 +69,15 @@ async def served_by(
                 raise HostFault(f"{module} did not start, it {found}: {said}") from None
             yield yield_url
         finally:
-            await _stop(process)
+            await _stop(process, grace)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop(process: asyncio.subprocess.Process, grace: float) -> None:
     """Closes its standard input, which ends it; kills it where that does not."""
     if process.stdin is not None:
         process.stdin.close()
     try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        await asyncio.wait_for(process.wait(), grace)
     except (TimeoutError, asyncio.CancelledError):
         with contextlib.suppress(ProcessLookupError):
             process.kill()

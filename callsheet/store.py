@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+from urllib.parse import quote
 
 from callsheet.errors import BadInput, StoreFault
 
@@ -222,7 +223,9 @@ class LocalFolder:
             self._local(path).unlink(missing_ok=True)
 
     def url(self, path: str) -> str:
-        return self._local(path).as_uri()
+        local = self._local(path)
+        base = served_at(self.root)
+        return f"{base}/{quote(path)}" if base else local.as_uri()
 
     def link(self, path: str) -> str:
         return self.url(path)
@@ -327,6 +330,21 @@ def check_path(path: str) -> str:
     if path.startswith("/") or ".." in parts or "\0" in path:
         raise ValueError(f"{path!r} is no path inside a store")
     return path
+
+
+def served_at(root: Path) -> str | None:
+    """The address of a folder store where it is served over HTTP (`callsheet.store_server`): CALLSHEET_STORE_URL.
+
+    Where CALLSHEET_STORE_FOLDER says which folder is served, that goes for it and for what is below it alone.
+    """
+    base = os.environ.get("CALLSHEET_STORE_URL", "").rstrip("/")
+    folder = os.environ.get("CALLSHEET_STORE_FOLDER", "")
+    if not base or not folder:
+        return base or None
+    served = Path(folder).resolve()
+    if not root.is_relative_to(served):
+        return None
+    return "/".join([base, *map(quote, root.relative_to(served).parts)])
 
 
 def open_store(setting: str) -> Store:

@@ -30,12 +30,13 @@ _TAKE = re.compile(
     rf"(?P<take>takes/({_KINDS})/(?P<key>[0-9a-f]{{64}}))\.(?P<rest>json|[0-9]+(-[0-9a-z-]+)?\.[0-9a-z]+)"
 )
 _BATCH = re.compile(r"batches/(?P<batch>[^/]+)/(?P<name>.+)", re.DOTALL)
-#: What else is ours, by folder. `callsheet.packed` writes ``inputs/``, the prune ``receipts/``.
+#: What else is ours, by folder. `callsheet.packed` writes ``inputs/``, the prune ``receipts/``; ``inbox/`` is people's.
 _OTHERS = {
     "models": re.compile(r"models/.+", re.DOTALL),
     "hosts": re.compile(r"hosts/.+", re.DOTALL),
     "latest": re.compile(r"latest/[^/]+\.json", re.DOTALL),
     "receipts": re.compile(r"receipts/[^/]+\.json"),
+    "inbox": re.compile(r"inbox/.+", re.DOTALL),
     "inputs": re.compile(r"inputs/[0-9a-f]{64}(\.[^/]+)?", re.DOTALL),
 }
 #: A batch's files that are not delivered, besides journals and ``shards/``.

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast
 
 from prefect.exceptions import TerminationSignal
@@ -21,10 +21,13 @@ from callsheet.errors import BadInput
 from callsheet.health import Health
 from callsheet.manifest import Summary
 from callsheet.parameters import ProduceParameters
+from flows import setting_up
 from flows.check_hosts import CheckHostsParameters, check_hosts
 from flows.produce import produce
 from flows.reap import ReapParameters, deploy_reap
 from flows.server import prefect_server
+from flows.setting_up import SetUp, Thing
+from flows.ui import Addresses, Desk, serve_ui
 from tasks.watching import Watcher, watched_by
 
 
@@ -88,11 +91,44 @@ def schedule_reap(work_pool: str, parameters: ReapParameters) -> None:
     Raises:
         BadInput: none is configured, or it has no such work pool.
     """
-    if not get_current_settings().api.url:
-        raise BadInput(
-            "found no PREFECT_API_URL; expected the address of the Prefect server that is to keep the schedule"
-        )
+    _check_configured("that is to keep the schedule")
     asyncio.run(deploy_reap(work_pool, parameters))
+
+
+def set_up(asked: SetUp) -> list[Thing]:
+    """Makes what is missing on the configured Prefect server. Raises BadInput where none is configured."""
+    _check_configured("that is to be set up")
+    return asyncio.run(setting_up.set_up(asked))
+
+
+def ui(desk: Desk, told: Callable[[Addresses], None]) -> None:
+    """Runs the Prefect UI with all that it needs, until Ctrl-C or SIGTERM. Raises BadInput, HostFault."""
+    asyncio.run(_until_told(serve_ui(desk, told)))
+
+
+async def _until_told(work: Coroutine[Any, Any, None]) -> None:
+    """Runs ``work`` until it ends or a signal tells it to; a second signal changes nothing, for it is being ended."""
+    working = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _cancel_once(working))
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+
+
+def _cancel_once(working: asyncio.Future[None]) -> Callable[[], None]:
+    told: list[bool] = []
+
+    def cancel() -> None:
+        if not told:
+            told.append(True)
+            working.cancel()
+
+    return cancel
+
+
+def _check_configured(which: str) -> None:
+    if not get_current_settings().api.url:
+        raise BadInput(f"found no PREFECT_API_URL; expected the address of the Prefect server {which}")
 
 
 def _or_raise(outcome: Any) -> Any:

@@ -16,7 +16,9 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, State
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -113,7 +115,15 @@ async def deploy_reap(work_pool: str, parameters: ReapParameters) -> UUID:
     return await deployed(
         reap,
         work_pool,
-        interval=EVERY,
+        schedules=[
+            # The slug of deployments/prefect.yaml: it is that schedule, switched on.
+            DeploymentScheduleCreate(
+                schedule=IntervalSchedule(interval=EVERY), active=True, slug="every-five-minutes"
+            )
+        ],
         parameters={"parameters": parameters.model_dump()},
-        concurrency_limit=1,
+        # The next sweep comes soon anyway.
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
     )

@@ -36,9 +36,16 @@ async def batch_lease(store: Store, batch: str) -> AsyncIterator[BatchLease]:
     """Held by the one run that works on ``batch``; waits while another one, on any machine, is alive."""
     lease = BatchLease(store, lease_path(batch))
     await _take(lease, batch)
+    async with kept(lease):
+        yield lease
+
+
+@asynccontextmanager
+async def kept(lease: BatchLease) -> AsyncIterator[None]:
+    """Renews a lease that is ours as long as the block lasts, and gives it back then."""
     renewal = asyncio.create_task(_renew(lease))
     try:
-        yield lease
+        yield
     finally:
         renewal.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -55,7 +55,7 @@ POLL_SECONDS = 1.0
 #: Room for everybody who waits.
 _MANY = 100_000
 #: Where it is written down which limit of the tag `gpu` we made; another value there is a person's.
-_OURS = "callsheet_gpu_limit"
+GPU_OURS = "callsheet_gpu_limit"
 #: What a server that is away for a while answers with.
 _AWAY = (httpx.TransportError, httpx.HTTPStatusError)
 
@@ -372,7 +372,7 @@ class Locks:
 
     async def _make_gpu(self, lanes: int, found: GlobalConcurrencyLimitResponse | None) -> None:
         """Lets the tag allow as many as there are lanes, of all fleets, but for a limit that a person set."""
-        ours = await self._client.read_variable_by_name(_OURS)
+        ours = await self._client.read_variable_by_name(GPU_OURS)
         if found is not None and (ours is None or found.limit != ours.value):
             if not found.limit:
                 raise BadInput(
@@ -386,9 +386,9 @@ class Locks:
             lanes = found.limit
         elif ours is None:
             with contextlib.suppress(ObjectAlreadyExists):
-                await self._client.create_variable(VariableCreate(name=_OURS, value=lanes))
+                await self._client.create_variable(VariableCreate(name=GPU_OURS, value=lanes))
         elif ours.value != lanes:
-            await self._client.update_variable(VariableUpdate(name=_OURS, value=lanes))
+            await self._client.update_variable(VariableUpdate(name=GPU_OURS, value=lanes))
         await self._make(GPU_LIMIT, lanes, found)
 
 
