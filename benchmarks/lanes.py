@@ -114,7 +114,7 @@ def plan_of(folder: Path, count: int) -> Plan:
     (folder / "fleet.toml").write_text('provider = "static"\n' + "".join(hosts), "utf-8")
     rows = [f"s{n},{('one', 'two')[n % 2]},lamp {n},256,256" for n in range(count)]
     (folder / "script.csv").write_text("\n".join(["shot_id,visual,prompt,width,height", *rows]), "utf-8")
-    parameters = ProduceParameters(script=folder / "script.csv", workflows=workflows)
+    parameters = ProduceParameters(script=folder / "script.csv", advanced={"workflows": workflows})
     return parameters.plan(read_fleet(str(folder / "fleet.toml")))
 
 

@@ -43,10 +43,10 @@ from callsheet import (
     commands_store,
     commands_workflow,
 )
-from callsheet.decisions import read_decisions
 from callsheet.errors import BadInput, Budget, CallsheetError
 from callsheet.fleet import read_fleet
 from callsheet.parameters import ProduceParameters
+from callsheet.scratch import scratch_folder
 from callsheet.store import open_store
 
 if TYPE_CHECKING:
@@ -74,18 +74,23 @@ app.command()(commands_setup.setup)
 app.command()(commands_setup.ui)
 console = Console(stderr=True, highlight=False)
 
-Script = Annotated[Path, typer.Argument(metavar="SCRIPT", help="The CSV with the shots.")]
+Script = Annotated[
+    str,
+    typer.Argument(
+        metavar="SCRIPT", help="The CSV with the shots: a path, r2://BUCKET/KEY, or an https address."
+    ),
+]
 Fleet = Annotated[str, typer.Option(help="draft, the path of a fleet file, or block:gpu-fleet/NAME.")]
 Store = Annotated[str, typer.Option(help="A folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.")]
 BatchName = Annotated[str, typer.Option(help="Name of the batch; the script's file name when not given.")]
 Voices = Annotated[
-    Path | None, typer.Option(help="Path of voices.csv; the one beside the script when not given.")
+    str | None, typer.Option(help="Path of voices.csv; the one beside the script when not given.")
 ]
 MediaRoots = Annotated[
     list[Path] | None, typer.Option("--media-root", help="Another folder that paths in the CSVs may lead to.")
 ]
 Lexicon = Annotated[
-    Path | None, typer.Option(help="Path of lexicon.csv; the one beside the script when not given.")
+    str | None, typer.Option(help="Path of lexicon.csv; the one beside the script when not given.")
 ]
 Workflows = Annotated[Path | None, typer.Option(help="Folder of the workflows.")]
 Commercial = Annotated[
@@ -112,7 +117,8 @@ def plan(
     from callsheet.resume import find_takes  # noqa: PLC0415
 
     parameters = _parameters(script, fleet, store, batch, voices, lexicon, media_root, workflows, commercial)
-    planned = parameters.plan(read_fleet(fleet))
+    with scratch_folder() as given:
+        planned = parameters.plan(read_fleet(fleet), given)
     found = find_takes(planned, open_store(store), parameters.batch_name)
     done = {key for key, sidecar in found.items() if not sidecar.is_decided("retake")}
     estimates = planned.estimates(done)
@@ -143,7 +149,8 @@ def text(
 ) -> None:
     """Show how each line will be spoken: as written, and in the words that the engine gets."""
     parameters = _parameters(script, fleet, "out", "", voices, lexicon, media_root, workflows, False)
-    planned = parameters.plan(read_fleet(fleet))
+    with scratch_folder() as given:
+        planned = parameters.plan(read_fleet(fleet), given)
     rows = [
         (shot.shot.shot_id, piece)
         for shot in planned.shots.values()
@@ -174,7 +181,7 @@ def run(
         int, typer.Option(min=0, max=10, help="How often a take that fails its checks is made again.")
     ] = 2,
     decisions: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="A CSV of decisions, as the report saves it: accept, retake or reject takes."),
     ] = None,
     work_pool: Annotated[
@@ -198,18 +205,16 @@ def run(
         workflows,
         commercial,
         max_cost=max_cost,
-        retakes=retakes,
         decisions=decisions,
-        work_pool=work_pool,
-        shard_shots=shard_shots,
+        advanced={"retakes": retakes, "work_pool": work_pool, "shard_shots": shard_shots},
     )
     # Every mistake is told before anything is started; blocks are read when there is a server.
     if not store.startswith("block:"):
         open_store(store)
-    if decisions is not None:
-        read_decisions(decisions)
-    if not fleet.startswith("block:"):
-        parameters.plan(read_fleet(fleet))
+    with scratch_folder() as given:
+        parameters.decided(given)
+        if not fleet.startswith("block:"):
+            parameters.plan(read_fleet(fleet), given)
     _quiet_unless(verbose)
     summary = _run(parameters)
     _print_summary(summary)
@@ -328,29 +333,37 @@ def main() -> None:
 
 
 def _parameters(
-    script: Path,
+    script: str,
     fleet: str,
     store: str,
     batch: str,
-    voices: Path | None,
-    lexicon: Path | None,
+    voices: str | None,
+    lexicon: str | None,
     media_roots: list[Path] | None,
     workflows: Path | None,
     commercial: bool,
+    *,
+    advanced: dict[str, Any] | None = None,
     **others: Any,
 ) -> ProduceParameters:
+    advanced = {"media_roots": media_roots or [], **(advanced or {})}
+    if workflows is not None:
+        advanced["workflows"] = workflows
     given = {
         "script": script, "fleet": fleet, "store": store, "batch": batch, "voices": voices, "lexicon": lexicon,
-        "media_roots": media_roots or [], "commercial": commercial, **others,
+        "commercial": commercial, "advanced": advanced, **others,
     }  # fmt: skip
-    if workflows is not None:
-        given["workflows"] = workflows
     try:
         return ProduceParameters(**given)
     except ValidationError as error:
-        raise BadInput(
-            "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors())
-        ) from None
+        raise BadInput("; ".join(map(_told, error.errors()))) from None
+
+
+def _told(mistake: Any) -> str:
+    """What pydantic found wrong with a setting, with the setting's name where it is about one."""
+    where = ".".join(map(str, mistake["loc"]))
+    message: str = mistake["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _quiet_unless(verbose: bool) -> None:

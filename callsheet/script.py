@@ -36,7 +36,7 @@ from callsheet.text import (
 )
 from callsheet.text.lexicon import LEXICON, read_lexicon
 from callsheet.text.sentences import UNBREAKABLE_SECONDS
-from callsheet.voices import Voice, read_voices
+from callsheet.voices import VOICES, Voice, read_voices
 from callsheet.workflow import FILE_VARIABLES, OWN_VARIABLES, Value, Variable, Workflow
 
 PARAM = "param."
@@ -147,9 +147,11 @@ class ScriptSettings:
     Attributes:
         workflows: by name.
         fleet: its engines are those that shots may use.
-        voices: path of ``voices.csv``; None for the one beside the script.
-        lexicon: path of ``lexicon.csv``; None for the one beside the script, where there is one.
-        media_roots: folders besides the script's own that paths may lead to.
+        folder: where paths in the script lead from; None for its own folder.
+        voices: path of ``voices.csv``; None for the one in ``folder``.
+        voices_folder: where paths in ``voices.csv`` lead from; None for its own folder.
+        lexicon: path of ``lexicon.csv``; None for the one in ``folder``, where there is one.
+        media_roots: folders besides these that paths may lead to.
         commercial: whether the result is for commercial use.
         downloads: where images given by address are kept.
         today: the day that consents must still hold on.
@@ -157,7 +159,9 @@ class ScriptSettings:
 
     workflows: Mapping[str, Workflow]
     fleet: Fleet
+    folder: Path | None = None
     voices: Path | None = None
+    voices_folder: Path | None = None
     lexicon: Path | None = None
     media_roots: Sequence[Path] = ()
     commercial: bool = False
@@ -218,12 +222,13 @@ class _ScriptCheck:
         self.file = file
         self.shots = shots
         self.settings = settings
-        self.roots = MediaRoots(path.parent, settings.media_roots)
-        self.voices_path = settings.voices or path.parent / "voices.csv"
+        folder = path.parent if settings.folder is None else settings.folder
+        self.roots = MediaRoots(folder, settings.media_roots)
+        self.voices_path = settings.voices or folder / VOICES
         self.by_id: dict[str, Shot] = {}
         for shot in shots:
             self.by_id.setdefault(shot.shot_id, shot)
-        self.lexicon_path = settings.lexicon or path.parent / LEXICON
+        self.lexicon_path = settings.lexicon or folder / LEXICON
         self.lexicon = Lexicon()
         self.readings: dict[str, tuple[Piece, ...]] = {}
         self.registry: dict[str, Voice] = {}
@@ -255,7 +260,9 @@ class _ScriptCheck:
         if not any(shot.voice for shot in self.shots):
             return
         try:
-            self.registry = read_voices(self.voices_path, self.settings.media_roots)
+            self.registry = read_voices(
+                self.voices_path, self.settings.media_roots, self.settings.voices_folder
+            )
         except Mistakes as error:
             yield from error.mistakes
 

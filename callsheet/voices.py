@@ -35,6 +35,8 @@ SILENT_PEAK = 0.01
 #: How much faster or slower than unhurried narration a person may speak (and 2 s of silence beside).
 FASTER, SLOWER = 3.0, 3.0
 
+#: What the registry is called.
+VOICES = "voices.csv"
 GIVEN = ("yes", "true", "1", "given", "synthetic")
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 
@@ -154,8 +156,8 @@ class Voice(BaseModel):
         return Mistake(self._file, found, expected, self._row, column)
 
 
-def read_voices(path: Path, media_roots: Sequence[Path] = ()) -> dict[str, Voice]:
-    """Reads ``voices.csv``; recordings are looked for in its folder and in ``media_roots``.
+def read_voices(path: Path, media_roots: Sequence[Path] = (), folder: Path | None = None) -> dict[str, Voice]:
+    """Reads ``voices.csv``; recordings are looked for in ``folder``, which is its own where None, and in ``media_roots``.
 
     Raises:
         Mistakes: with all that is wrong in the table itself (recordings are checked when a shot uses them).
@@ -164,7 +166,7 @@ def read_voices(path: Path, media_roots: Sequence[Path] = ()) -> dict[str, Voice
         path, columns=tuple(Voice.model_fields), required=("voice", "audio", "transcript", "language")
     )
     mistakes = list(table.mistakes)
-    roots = MediaRoots(path.parent, media_roots)
+    roots = MediaRoots(path.parent if folder is None else folder, media_roots)
     voices: dict[str, Voice] = {}
     for row, cells in table.rows:
         try:

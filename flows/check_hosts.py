@@ -35,20 +35,28 @@ class CheckHostsParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     fleet: str = Field(
-        default="draft", description="The hosts: draft, the path of a fleet file, or block:gpu-fleet/NAME."
+        default="draft",
+        description="The hosts: draft, the path of a fleet file, or block:gpu-fleet/NAME.",
+        examples=["draft", "fleet.toml", "block:gpu-fleet/studio"],
     )
     store: str = Field(
         default="out",
         description="Where rented hosts are written down: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
+        examples=["out", "r2://media/callsheet"],
     )
     full: bool = Field(
         default=False,
         description="Whether each speech engine says a sentence, which is listened to; it costs it seconds.",
+        examples=[True],
     )
     voices: Path = Field(
-        default=Path("data/voices.csv"), description="Path of voices.csv: whose voice says the sentence."
+        default=Path("data/voices.csv"),
+        description="Path of voices.csv: whose voice says the sentence.",
+        examples=["data/voices.csv"],
     )
-    voice: str = Field(default="", description="Which voice; the first of the file where empty.")
+    voice: str = Field(
+        default="", description="Which voice; the first of the file where empty.", examples=["anna"]
+    )
 
 
 @flow(name="check_hosts", flow_run_name="check hosts of {parameters.fleet}", persist_result=False)

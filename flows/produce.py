@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Completed, Failed
 from blocks.fleet import open_fleet
 from blocks.store import open_store
 from callsheet.batch import Batch
-from callsheet.decisions import Decided, Decision, decide, read_decisions
+from callsheet.decisions import Decided, Decision, decide
 from callsheet.errors import BadInput, Budget, CallsheetError, StoreFault
 from callsheet.fleet import Fleet
 from callsheet.journal import Journal, run_name
@@ -83,13 +83,12 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
     try:
         fleet = await open_fleet(parameters.fleet)
         check_settings(parameters, fleet)
-        plan = await asyncio.to_thread(parameters.plan, fleet)
-        decisions = (
-            await asyncio.to_thread(read_decisions, parameters.decisions) if parameters.decisions else []
-        )
-        store = await open_store(parameters.store)
-        async with _only_run(store, parameters.batch_name) as lease:
-            manifest, batch = await _produce(parameters, plan, store, lease, decisions)
+        with scratch_folder() as given:
+            plan = await asyncio.to_thread(parameters.plan, fleet, given)
+            decisions = await asyncio.to_thread(parameters.decided, given)
+            store = await open_store(parameters.store)
+            async with _only_run(store, parameters.batch_name) as lease:
+                manifest, batch = await _produce(parameters, plan, store, lease, decisions)
     except Declined as declined:
         return Cancelled(message=str(declined))
     except CallsheetError as error:
@@ -111,9 +110,9 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
 
 def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
     """Raises BadInput where settings contradict each other."""
-    if fleet.rent is not None and parameters.work_pool:
+    if fleet.rent is not None and parameters.advanced.work_pool:
         raise BadInput(
-            f'work_pool: found "{parameters.work_pool}" with a fleet of rented hosts; expected hosts that are there '
+            f'work_pool: found "{parameters.advanced.work_pool}" with a fleet of rented hosts; expected hosts that are there '
             "(provider static) for shards, or no work pool"
         )
 
@@ -156,8 +155,8 @@ async def _produce(
     _check_budget(batch)
     missing = len(plan.steps) - len(batch.takes)
     announce("started", batch.name, shots=len(plan.shots), steps=len(plan.steps), missing=missing)
-    if parameters.work_pool:
-        deployment = await deploy_render(parameters.work_pool)
+    if parameters.advanced.work_pool:
+        deployment = await deploy_render(parameters.advanced.work_pool)
         results = await make_in_shards(batch, store, run_id, parameters, deployment)
         before = set(batch.takes)
         batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
@@ -171,7 +170,7 @@ async def _produce(
                 run_id,
                 rental=rental,
                 batch_lease=lease,
-                undelivered_gb=parameters.undelivered_gb,
+                undelivered_gb=parameters.advanced.undelivered_gb,
             )
             manifest: list[Manifest] = []
 
@@ -244,7 +243,7 @@ def _batch(parameters: ProduceParameters, plan: Plan, found: Mapping[str, Sideca
         plan=plan,
         lanes=list(plan.fleet.lanes()),
         found=found,
-        retakes=parameters.retakes,
+        retakes=parameters.advanced.retakes,
         max_cost=parameters.max_cost,
         leave_out=_left_out(parameters, plan),
     )

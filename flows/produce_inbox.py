@@ -24,18 +24,17 @@ from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from blocks.store import open_store
 from callsheet.errors import CallsheetError, LeaseLost, StoreFault, reason_of
 from callsheet.inbox import FolderClaim, FolderInbox, Outcome, StoreClaim, StoreInbox
 from callsheet.manifest import Summary
-from callsheet.parameters import ProduceParameters
+from callsheet.parameters import ProduceParameters, SharedSettings
 from callsheet.scratch import scratch_folder
 from callsheet.store import LocalFolder
 from callsheet.store_lease import LEASE_SECONDS
 from callsheet.timing import clock, scaled
-from callsheet.workflow import SHIPPED_WORKFLOWS
 from flows.produce import give_hosts_back, produce
 from tasks.batch_lease import BatchLease, kept
 
@@ -45,10 +44,8 @@ SETTLE_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
 
 
-class ProduceInboxParameters(BaseModel):
-    """Settings of the flow `produce_inbox`: where scripts are dropped, and what all of them are produced with."""
-
-    model_config = ConfigDict(extra="forbid")
+class _WhichInbox(BaseModel):
+    """The first field of the form."""
 
     inbox: str = Field(
         default="",
@@ -56,73 +53,14 @@ class ProduceInboxParameters(BaseModel):
         "r2://BUCKET/PREFIX; inbox/ of the store where empty.",
         examples=["inbox", "r2://media/callsheet/inbox"],
     )
-    store: str = Field(
-        default="out",
-        description="Where takes and batches are kept: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
-        examples=["out", "r2://media/callsheet"],
-    )
-    fleet: str = Field(
-        default="draft",
-        description="The hosts: draft, the path of a fleet file, or block:gpu-fleet/NAME.",
-        examples=["draft", "fleet.toml", "block:gpu-fleet/studio"],
-    )
-    max_cost: float | None = Field(
-        default=None,
-        ge=0,
-        description="The most that each script may spend, in $; empty for no limit.",
-        examples=[5.0],
-    )
-    retakes: int = Field(
-        default=2,
-        ge=0,
-        le=10,
-        description="How often a take that fails its checks is made again.",
-        examples=[2],
-    )
-    commercial: bool = Field(
-        default=False,
-        description="Whether the result is for commercial use; engines and voices that forbid it are refused.",
-        examples=[False],
-    )
-    voices: Path | None = Field(
-        default=None,
-        description="Path of voices.csv; the one beside each script where empty.",
-        examples=["data/voices.csv"],
-    )
-    lexicon: Path | None = Field(
-        default=None,
-        description="Path of lexicon.csv, how words are to be said; the one beside each script where empty.",
-        examples=["data/lexicon.csv"],
-    )
-    media_roots: list[Path] = Field(
-        default_factory=list,
-        description="Folders, besides the inbox itself, that paths in the CSVs may lead to.",
-        examples=[["/srv/recordings"]],
-    )
-    work_pool: str = Field(
-        default="",
-        description="Prefect work pool whose workers make each batch in shards; this process alone where empty.",
-        examples=["gpu"],
-    )
-    shard_shots: int = Field(
-        default=200,
-        ge=1,
-        description="About how many shots a worker of the work pool makes in one go.",
-        examples=[200],
-    )
-    undelivered_gb: float = Field(
-        default=8.0,
-        gt=0,
-        description="So many GB of media may wait on this machine's disk for the store before lanes wait too.",
-        examples=[8.0],
-    )
-    workflows: Path = Field(
-        default=SHIPPED_WORKFLOWS, description="Folder of the ComfyUI workflows.", examples=["workflows"]
-    )
+
+
+class ProduceInboxParameters(SharedSettings, _WhichInbox):
+    """Settings of the flow `produce_inbox`: where scripts are dropped, and what all of them are produced with."""
 
     def for_script(self, script: Path) -> ProduceParameters:
         """The settings of `produce` for one of them; its batch is called after it."""
-        return ProduceParameters(script=script, batch=script.stem, **self.model_dump(exclude={"inbox"}))
+        return ProduceParameters(script=str(script), batch=script.stem, **self.model_dump(exclude={"inbox"}))
 
 
 @dataclass(frozen=True)

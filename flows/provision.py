@@ -28,14 +28,19 @@ class ProvisionParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     fleet: str = Field(
-        description="The fleet that is rented: the path of a fleet file, or block:gpu-fleet/NAME."
+        description="The fleet that is rented: the path of a fleet file, or block:gpu-fleet/NAME.",
+        examples=["fleet.toml", "block:gpu-fleet/studio"],
     )
     store: str = Field(
         default="out",
         description="Where the hosts are written down: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
+        examples=["out", "r2://media/callsheet"],
     )
     hours: float = Field(
-        default=1.0, gt=0, description="Hours of work for one host; they decide how many are rented."
+        default=1.0,
+        gt=0,
+        description="Hours of work for one host; they decide how many are rented.",
+        examples=[2.0],
     )
 
 

@@ -44,18 +44,25 @@ class ReapParameters(BaseModel):
     store: str = Field(
         default="out",
         description="Where the hosts are written down: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
+        examples=["out", "r2://media/callsheet"],
     )
     account: str = Field(
         default="",
         description="The vast.ai account: block:vast-account/NAME, or that of the environment where empty.",
+        examples=["block:vast-account/main"],
     )
-    fleet: str = Field(default="", description="Name of the fleet; all of ours where empty.")
+    fleet: str = Field(
+        default="", description="Name of the fleet; all of ours where empty.", examples=["studio"]
+    )
     at_most: int = Field(
         default=AT_MOST,
         ge=0,
         description="Destroy none before its time where more than so many should go: something else is wrong.",
+        examples=[20],
     )
-    dry_run: bool = Field(default=False, description="Say what would be destroyed, and do nothing.")
+    dry_run: bool = Field(
+        default=False, description="Say what would be destroyed, and do nothing.", examples=[True]
+    )
 
 
 @flow(name="reap", flow_run_name="reap {parameters.fleet}", persist_result=False)

@@ -35,14 +35,23 @@ class SyncModelsParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    folder: Path = Field(description="Folder of models as ComfyUI has it, with unet, loras, vae, …")
+    folder: Path = Field(
+        description="Folder of models as ComfyUI has it, with unet, loras, vae, …",
+        examples=["ComfyUI/models"],
+    )
     store: str = Field(
-        default="out", description="Where they go: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME."
+        default="out",
+        description="Where they go: a folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.",
+        examples=["out", "r2://media/callsheet"],
     )
     paths: tuple[str, ...] = Field(
-        default=(), description="Files below the folder; those that the workflows load where none is given."
+        default=(),
+        description="Files below the folder; those that the workflows load where none is given.",
+        examples=[["unet/wan2.2_t2v_high_noise_14B_Q4_K_M.gguf"]],
     )
-    workflows: Path = Field(default=SHIPPED_WORKFLOWS, description="Folder of the workflows.")
+    workflows: Path = Field(
+        default=SHIPPED_WORKFLOWS, description="Folder of the workflows.", examples=["workflows"]
+    )
 
 
 @flow(name="sync_models", flow_run_name="sync models {parameters.folder}", persist_result=False)

@@ -96,13 +96,19 @@ async def make_in_shards(
     batch: Batch, store: Store, run_id: str, parameters: ProduceParameters, deployment: UUID
 ) -> list[ShardResult]:
     """Has all that is missing of ``batch`` made by runs of ``deployment``, which are given a shard each."""
-    plan, size = batch.plan, parameters.shard_shots
+    plan, size = batch.plan, parameters.advanced.shard_shots
     missing = [key for key in plan.steps if key not in batch.takes and key not in batch.queue.failures]
     if not cut(plan, missing, size):
         return []
     async with get_client() as client:
         keeper = ShardKeeper(
-            client, batch, store, parameters.store_anywhere, run_id, deployment, parameters.undelivered_gb
+            client,
+            batch,
+            store,
+            parameters.store_anywhere,
+            run_id,
+            deployment,
+            parameters.advanced.undelivered_gb,
         )
         try:
             await keeper.open()

@@ -216,7 +216,7 @@ async def test_take_that_never_passes_is_kept_for_review(
 ) -> None:
     mine = studio(host=proxy.url)
     proxy.fail("/inference_zero_shot", "silence", times=100, after=CANARY)
-    summary = await mine.run(LINE, PICTURE, retakes=1)
+    summary = await mine.run(LINE, PICTURE, advanced={"retakes": 1})
     (speech,) = mine.sidecars("speech")
     assert (speech.needs_review, len(speech.attempts), proxy.count("/inference_zero_shot")) == (
         True,

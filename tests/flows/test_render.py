@@ -238,12 +238,14 @@ async def test_a_work_pool_that_is_not_there_is_named_before_anything_starts(
 ) -> None:
     script = write_script(*lines(2, "ann"), name="b.csv")
     state: Any = await produce(
-        ProduceParameters(script=script, store=str(store.root), fleet=fleet, work_pool="nowhere"),
+        ProduceParameters(
+            script=script, store=str(store.root), fleet=fleet, advanced={"work_pool": "nowhere"}
+        ),
         return_state=True,
     )
     assert isinstance(await state.aresult(raise_on_failure=False), BadInput)
     assert 'work pool "nowhere"' in state.message
-    assert "prefect work-pool create nowhere --type process" in state.message
+    assert "callsheet setup --work-pool nowhere" in state.message
     assert not speaker.requests
 
 

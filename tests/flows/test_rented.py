@@ -264,7 +264,7 @@ async def test_nothing_is_rented_that_cannot_be_paid_for(
     outcome = await mine.outcome(LINE)
     assert isinstance(outcome, Budget), outcome
     assert vast.boxes == {}
-    refused = await mine.outcome(LINE, work_pool="pool")
+    refused = await mine.outcome(LINE, advanced={"work_pool": "pool"})
     assert isinstance(refused, BadInput)
     assert "shards" in str(refused)
 

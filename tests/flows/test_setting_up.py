@@ -68,22 +68,18 @@ def test_every_deployment_names_a_flow_and_says_what_it_is_for() -> None:
     assert {entry["work_pool"]["name"] for entry in raw["deployments"]} == {"local"}
 
 
-def test_an_inbox_has_every_setting_of_produce_but_the_script() -> None:
-    """With the same default and meaning, so that a script comes to the same whichever way it is produced."""
-    of_produce = dict(ProduceParameters.model_fields)
-    of_inbox = dict(ProduceInboxParameters.model_fields)
-    for name in ("script", "batch"):
-        del of_produce[name]
-    del of_inbox["inbox"]
-    assert of_inbox.keys() == of_produce.keys()
-    for name, field in of_inbox.items():
-        assert field.annotation == of_produce[name].annotation, name
-        assert field.get_default(call_default_factory=True) == of_produce[name].get_default(
-            call_default_factory=True
-        ), name
-        assert field.metadata == of_produce[name].metadata, name
-        assert field.description, name
-        assert field.examples, name
+def test_forms_explain_every_field_and_begin_with_what_is_produced() -> None:
+    for entrypoint in [one.entrypoint for one in read_deployments() if "internal" not in one.tags]:
+        flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+        for model, schema in flow.parameters.definitions.items():
+            for name, field in schema.get("properties", {}).items():
+                told = f"{entrypoint}: {model}.{name}"
+                assert field.get("description") or "$ref" in field, f"{told} has no description"
+                assert field.get("examples"), f"{told} has no example"
+    script, *_ = ProduceParameters.model_json_schema()["properties"]
+    inbox, *others = ProduceInboxParameters.model_json_schema()["properties"]
+    assert (script, inbox) == ("script", "inbox")
+    assert "approve" not in others, "nobody is there at night to approve anything"
 
 
 async def test_once_makes_all_of_it_and_twice_changes_nothing(api: str) -> None:

@@ -109,7 +109,9 @@ async def test_a_slow_store_does_not_stop_the_lanes_until_too_much_lies_here(
 ) -> None:
     def parameters(who: str, gigabytes: float) -> ProduceParameters:
         script = write_script(*lines(12, who), name=f"{who}.csv")
-        return ProduceParameters(script=script, store=bucket, fleet=fleet, undelivered_gb=gigabytes)
+        return ProduceParameters(
+            script=script, store=bucket, fleet=fleet, advanced={"undelivered_gb": gigabytes}
+        )
 
     line.hold(f"PUT /{bucket[5:]}/takes/")
     run = asyncio.create_task(produce(parameters("flo", 1.0), return_state=True))

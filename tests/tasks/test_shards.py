@@ -97,7 +97,8 @@ def store(tmp_path: Path) -> LocalFolder:
 def parameters(write_script: Callable[..., Path]) -> Callable[..., ProduceParameters]:
     def make(*rows: dict[str, Any], **settings: Any) -> ProduceParameters:
         script = write_script(*rows, name="b.csv")
-        return ProduceParameters(script=script, work_pool=POOL, **settings)
+        cap = settings.pop("max_cost", None)
+        return ProduceParameters(script=script, max_cost=cap, advanced={"work_pool": POOL, **settings})
 
     return make
 
@@ -111,7 +112,9 @@ def keeping(store: LocalFolder, run: str) -> Callable[[ProduceParameters], Any]:
         parameters: ProduceParameters,
     ) -> AsyncIterator[tuple[asyncio.Task[list[ShardResult]], Pool, Plan]]:
         plan = parameters.plan(Fleet())
-        batch = Batch("b", plan, list(plan.fleet.lanes()), {}, parameters.retakes, parameters.max_cost)
+        batch = Batch(
+            "b", plan, list(plan.fleet.lanes()), {}, parameters.advanced.retakes, parameters.max_cost
+        )
 
         @flow(name="produce")
         async def produced() -> list[ShardResult]:
