@@ -83,15 +83,11 @@ Script = Annotated[
 Fleet = Annotated[str, typer.Option(help="draft, the path of a fleet file, or block:gpu-fleet/NAME.")]
 Store = Annotated[str, typer.Option(help="A folder, r2://BUCKET/PREFIX, or block:r2-bucket/NAME.")]
 BatchName = Annotated[str, typer.Option(help="Name of the batch; the script's file name when not given.")]
-Voices = Annotated[
-    str | None, typer.Option(help="Path of voices.csv; the one beside the script when not given.")
-]
+Voices = Annotated[str, typer.Option(help="Path of voices.csv; the one beside the script when not given.")]
 MediaRoots = Annotated[
     list[Path] | None, typer.Option("--media-root", help="Another folder that paths in the CSVs may lead to.")
 ]
-Lexicon = Annotated[
-    str | None, typer.Option(help="Path of lexicon.csv; the one beside the script when not given.")
-]
+Lexicon = Annotated[str, typer.Option(help="Path of lexicon.csv; the one beside the script when not given.")]
 Workflows = Annotated[Path | None, typer.Option(help="Folder of the workflows.")]
 Commercial = Annotated[
     bool, typer.Option("--commercial", help="Refuse engines and voices that forbid commercial use.")
@@ -106,8 +102,8 @@ def plan(
     fleet: Fleet = "draft",
     store: Store = "out",
     batch: BatchName = "",
-    voices: Voices = None,
-    lexicon: Lexicon = None,
+    voices: Voices = "",
+    lexicon: Lexicon = "",
     media_root: MediaRoots = None,
     workflows: Workflows = None,
     commercial: Commercial = False,
@@ -140,8 +136,8 @@ def plan(
 def text(
     script: Script,
     fleet: Fleet = "draft",
-    voices: Voices = None,
-    lexicon: Lexicon = None,
+    voices: Voices = "",
+    lexicon: Lexicon = "",
     media_root: MediaRoots = None,
     workflows: Workflows = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only lines that are read otherwise.")] = False,
@@ -169,8 +165,8 @@ def run(
     fleet: Fleet = "draft",
     store: Store = "out",
     batch: BatchName = "",
-    voices: Voices = None,
-    lexicon: Lexicon = None,
+    voices: Voices = "",
+    lexicon: Lexicon = "",
     media_root: MediaRoots = None,
     workflows: Workflows = None,
     commercial: Commercial = False,
@@ -181,9 +177,9 @@ def run(
         int, typer.Option(min=0, max=10, help="How often a take that fails its checks is made again.")
     ] = 2,
     decisions: Annotated[
-        str | None,
+        str,
         typer.Option(help="A CSV of decisions, as the report saves it: accept, retake or reject takes."),
-    ] = None,
+    ] = "",
     work_pool: Annotated[
         str, typer.Option(help="Prefect work pool whose workers make the batch in shards.")
     ] = "",
@@ -337,8 +333,8 @@ def _parameters(
     fleet: str,
     store: str,
     batch: str,
-    voices: str | None,
-    lexicon: str | None,
+    voices: str,
+    lexicon: str,
     media_roots: list[Path] | None,
     workflows: Path | None,
     commercial: bool,

@@ -7,15 +7,16 @@ plan = parameters.plan(read_fleet(parameters.fleet))
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from callsheet.decisions import Decision, read_decisions
 from callsheet.fleet import Fleet
 from callsheet.manifest import file_name
 from callsheet.plan import Plan, make_plan
 from callsheet.script import ScriptSettings, read_script
-from callsheet.sources import Source, Sources, is_pasted, name_of
+from callsheet.sources import PathText, Source, Sources, is_pasted, name_of
 from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
 
 _TABLE = "A path, r2://BUCKET/KEY, an https address, or the CSV itself, pasted"
@@ -38,8 +39,10 @@ class AdvancedSettings(BaseModel):
         description="Folders, besides that of the CSV itself, that paths in it may lead to.",
         examples=[["/srv/recordings"]],
     )
-    workflows: Path = Field(
-        default=SHIPPED_WORKFLOWS, description="Folder of the ComfyUI workflows.", examples=["workflows"]
+    workflows: PathText = Field(
+        default="",
+        description="Folder of the ComfyUI workflows; those that come with Callsheet where empty.",
+        examples=["workflows"],
     )
     work_pool: str = Field(
         default="",
@@ -76,10 +79,15 @@ class _WhichScript(BaseModel):
     )
 
 
+def _advanced_last(schema: dict[str, Any]) -> None:
+    """Forms show fields in the order of the schema, where those of a base class come first."""
+    schema["properties"]["advanced"] = schema["properties"].pop("advanced")
+
+
 class SharedSettings(BaseModel):
     """What every script of a run is produced with."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_advanced_last)
 
     store: str = Field(
         default="out",
@@ -104,24 +112,19 @@ class SharedSettings(BaseModel):
         description="Whether the result is for commercial use; engines and voices that forbid it are refused.",
         examples=[False],
     )
-    voices: Source | None = Field(
-        default=None,
+    voices: Source = Field(
+        default="",
         description=f"voices.csv; the one beside the script where empty. {_TABLE}.",
         examples=["data/voices.csv"],
     )
-    lexicon: Source | None = Field(
-        default=None,
+    lexicon: Source = Field(
+        default="",
         description=f"lexicon.csv, how words are to be said; the one beside the script where empty. {_TABLE}.",
         examples=["data/lexicon.csv"],
     )
     advanced: AdvancedSettings = Field(
         default_factory=AdvancedSettings, description="What most runs leave as it is.", examples=[{}]
     )
-
-    @field_validator("voices", "lexicon", "decisions", mode="after", check_fields=False)
-    @classmethod
-    def _none_where_empty(cls, value: str | None) -> str | None:
-        return value or None  # what a form sends of a field that was filled and emptied again
 
 
 class ProduceParameters(SharedSettings, _WhichScript):
@@ -139,8 +142,8 @@ class ProduceParameters(SharedSettings, _WhichScript):
         description="So long a plan waits for a person; then the run is cancelled.",
         examples=[24.0],
     )
-    decisions: Source | None = Field(
-        default=None,
+    decisions: Source = Field(
+        default="",
         description="A CSV of decisions, as the report saves it: takes to accept, to make again, or to leave out. "
         f"{_TABLE}.",
         examples=["demo-decisions.csv"],
@@ -179,9 +182,9 @@ class ProduceParameters(SharedSettings, _WhichScript):
             BadInput: with every mistake of the script (`Mistakes`), or what is wrong with the workflows.
             StoreFault: the bucket of the script does not answer.
         """
-        workflows = read_workflows(self.advanced.workflows)
+        workflows = read_workflows(Path(self.advanced.workflows or SHIPPED_WORKFLOWS))
         sources = Sources(scratch)
-        script = sources.bring(self.script, "script")
+        script = sources.bring(self.script, "script", self.batch_name)
         voices = sources.bring(self.voices, "voices") if self.voices else None
         settings = ScriptSettings(
             workflows=workflows,

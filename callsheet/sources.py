@@ -42,8 +42,10 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-#: How a table is given; a `Path` does, too.
-Source = Annotated[str, BeforeValidator(_as_text)]
+#: A path as text, as forms have it; a `Path` does, too.
+PathText = Annotated[str, BeforeValidator(_as_text)]
+#: How a table is given.
+Source = PathText
 
 
 def is_pasted(given: str) -> bool:
@@ -87,12 +89,13 @@ class Sources:
     def __init__(self, scratch: Path | None) -> None:
         self.scratch = scratch
 
-    def bring(self, given: str, called: str) -> Brought:
+    def bring(self, given: str, called: str, name: str = "") -> Brought:
         """The table.
 
         Args:
             given: how a person gave it.
             called: what it is: ``script``, ``voices``, …
+            name: how a pasted one's file is named, without the ending; as it is called where empty.
 
         Raises:
             BadInput: it cannot be read, or what is no path is given where only paths can be.
@@ -108,7 +111,7 @@ class Sources:
         folder.mkdir(parents=True, exist_ok=True)
         if given.startswith(_BUCKET):
             return self._of_bucket(given, called, folder)
-        path = folder / f"{name_of(given) or called}.csv"
+        path = folder / f"{name_of(given) or name or called}.csv"
         if is_pasted(given):
             path.write_text(given + "\n", encoding="utf-8", newline="")
         else:

@@ -52,7 +52,7 @@ from tasks.readiness import Probe
 from tasks.rented import Rental, give_back_of, renting
 from tasks.shard_runs import batch_limit
 from tasks.shards import end_earlier_shards, make_in_shards
-from tasks.showing import shown_progress
+from tasks.showing import show_manifest, shown_progress
 from tasks.watching import tell
 
 
@@ -181,6 +181,7 @@ async def _produce(
 
             async with shown_progress(batch):
                 await production.run(work)
+    await show_manifest(manifest[0], batch, store)
     return manifest[0], batch
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from blocks.store import open_store
 from callsheet.errors import BadInput, CallsheetError
 from callsheet.models import ModelFile, ModelShelf, Uploaded, bytes_of, files_below, wanted_by
+from callsheet.sources import PathText
 from callsheet.workflow import SHIPPED_WORKFLOWS, read_workflows
 
 #: How often the bar is moved.
@@ -49,8 +50,10 @@ class SyncModelsParameters(BaseModel):
         description="Files below the folder; those that the workflows load where none is given.",
         examples=[["unet/wan2.2_t2v_high_noise_14B_Q4_K_M.gguf"]],
     )
-    workflows: Path = Field(
-        default=SHIPPED_WORKFLOWS, description="Folder of the workflows.", examples=["workflows"]
+    workflows: PathText = Field(
+        default="",
+        description="Folder of the ComfyUI workflows; those that come with Callsheet where empty.",
+        examples=["workflows"],
     )
 
 
@@ -104,7 +107,11 @@ def _next(files: Any) -> Uploaded | None:
 
 def _wanted(parameters: SyncModelsParameters) -> tuple[str, ...]:
     lying = files_below(parameters.folder)
-    wanted = tuple(path for path in wanted_by(read_workflows(parameters.workflows).values()) if path in lying)
+    wanted = tuple(
+        path
+        for path in wanted_by(read_workflows(Path(parameters.workflows or SHIPPED_WORKFLOWS)).values())
+        if path in lying
+    )
     if not wanted:
         raise BadInput(f"models: found none of the files below {parameters.folder} that the workflows load")
     return wanted

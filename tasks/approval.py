@@ -18,6 +18,7 @@ from uuid import UUID
 from prefect import runtime
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
@@ -33,6 +34,8 @@ from tasks.events import announce
 from tasks.showing import artifact_key, plain
 from tasks.watching import tell
 
+_CAP = "The most that the run may spend, in $."
+
 
 class Approval(RunInput):
     """What a person says to a plan."""
@@ -40,7 +43,7 @@ class Approval(RunInput):
     go: bool = Field(
         default=True, description="Whether it is made; without, the run is cancelled and nothing is spent."
     )
-    max_cost: float = Field(default=0.0, ge=0, description="The most that the run may spend, in $.")
+    max_cost: float = Field(default=0.0, ge=0, description=_CAP)
     leave_out: str = Field(
         default="", description="Ids of shots that are left out of this run, separated by spaces or commas."
     )
@@ -91,15 +94,25 @@ async def _cancel(reason: str) -> None:
 
 async def _ask(batch: Batch, seconds: float) -> Approval:
     text, cap = plan_text(batch), proposed_cap(batch)
-    await acreate_markdown_artifact(
-        markdown=text, key=artifact_key("plan", batch.name), description=f"What {batch.name} needs"
+    form: Any = Approval.with_initial_data(
+        description=text, max_cost=Field(default=cap, ge=0, description=_CAP)
     )
-    form: Any = Approval.with_initial_data(description=text, max_cost=cap)
-    announce("needs-approval", batch.name, max_cost=cap)
     key, timeout = f"approve-{digest_of(batch.plan)[:16]}", max(1, int(seconds))
+    if not _was_asked(key):
+        await acreate_markdown_artifact(
+            markdown=text, key=artifact_key("plan", batch.name), description=f"What {batch.name} needs"
+        )
+        announce("needs-approval", batch.name, max_cost=cap)
     wait = asuspend_flow_run if runtime.deployment.id else apause_flow_run
     answer: Approval = await wait(wait_for_input=form, timeout=timeout, key=key)
     return answer
+
+
+def _was_asked(key: str) -> bool:
+    """Whether this run was suspended for the same plan before: it begins again from the top when it is resumed."""
+    context = FlowRunContext.get()
+    policy = context.flow_run.empirical_policy if context and context.flow_run else None
+    return policy is not None and key in (policy.pause_keys or ())
 
 
 def proposed_cap(batch: Batch) -> float:
@@ -108,6 +121,16 @@ def proposed_cap(batch: Batch) -> float:
         return batch.max_cost
     _, high = batch.plan.cost_range(set(batch.takes))
     return round(high * 1.25, 2)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def plan_text(batch: Batch) -> str:
@@ -121,11 +144,11 @@ def plan_text(batch: Batch) -> str:
         "",
         f"{len(plan.shots)} shots, {len(plan.titles)} programmes; {len(plan.steps) - len(left)} of {len(plan.steps)} takes are there.",
         "",
-        "| engine | to make | there | minutes of its lanes | $ |",
+        "| engine | to make | there | time of its lanes | $ |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {plain(row.engine)} | {row.steps - row.done} | {row.done} | {row.seconds / 60:.1f} | {row.cost:.2f} |"
+        f"| {plain(row.engine)} | {row.steps - row.done} | {row.done} | {_duration(row.seconds)} | {row.cost:.2f} |"
         for row in plan.estimates(done)
     ]
     if plan.fleet.provider == "draft":

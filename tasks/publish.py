@@ -15,7 +15,6 @@ from callsheet.publishing import Publisher
 from tasks.keeping import poster_in
 from tasks.policy import UNCACHED
 from tasks.production import Production
-from tasks.showing import show_manifest
 
 
 @task(name="publish_batch", task_run_name="publish {batch_name}", **UNCACHED)
@@ -46,7 +45,6 @@ async def publish_batch(batch_name: str, started: str) -> Manifest:
         production.deliveries.patience.end()
         await asyncio.wait([publishing])
         raise
-    await show_manifest(manifest, production.store)
     get_run_logger().info(
         "%s: %d of %d shots published", batch_name, manifest.totals.done, manifest.totals.shots
     )

@@ -2,7 +2,7 @@
 
     async with shown_progress(batch):
         ...
-    await show_manifest(manifest, store)
+    await show_manifest(manifest, batch, store)
 
 Nothing here may fail a run: an artifact that cannot be written is left out, and said once in the log.
 """
@@ -10,6 +10,7 @@ Nothing here may fail a run: an artifact that cannot be written is left out, and
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Iterable
@@ -19,6 +20,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import (
+    acreate_image_artifact,
     acreate_markdown_artifact,
     acreate_progress_artifact,
     acreate_table_artifact,
@@ -27,14 +29,19 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from callsheet.batch import Batch
+from callsheet.errors import StoreFault
 from callsheet.manifest import LaneTime, Manifest, ManifestShot, batch_path
+from callsheet.media.contact_sheet import Print, contact_sheet
 from callsheet.store import Store
+from callsheet.takes import Sidecar
 from tasks.watching import run_logger
 
 #: How often the bar is moved.
 SHOW_SECONDS = 3.0
 #: So many shots are in the table; the UI suffers from more, and the report has them all.
 MOST_ROWS = 500
+#: So many pictures are on the contact sheet.
+MOST_PRINTS = 24
 
 
 @asynccontextmanager
@@ -69,11 +76,11 @@ async def shown_progress(batch: Batch) -> AsyncIterator[None]:
         await _try(aupdate_progress_artifact(bar, progress=_progress(batch)))
 
 
-async def show_manifest(manifest: Manifest, store: Store) -> None:
-    """The table of shots, the table of lanes, and a summary with links."""
+async def show_manifest(manifest: Manifest, batch: Batch, store: Store) -> None:
+    """The table of shots, the table of lanes, the contact sheet, and a summary with links."""
     await _try(
         acreate_table_artifact(
-            table=[_row(shot, store) for shot in _most_urgent(manifest.shots)],
+            table=[_row(shot, batch, store) for shot in _most_urgent(manifest.shots)],
             key=artifact_key("shots", manifest.batch),
             description=_about_rows(manifest),
         )
@@ -84,6 +91,15 @@ async def show_manifest(manifest: Manifest, store: Store) -> None:
                 table=_lane_rows(manifest),
                 key=artifact_key("lanes", manifest.batch),
                 description=f"Lanes of {manifest.batch}, in seconds",
+            )
+        )
+    if sheet := await asyncio.to_thread(_sheet, manifest, store):
+        await _try(
+            acreate_image_artifact(
+                # In the page itself: what a private bucket keeps has no address that may be kept.
+                image_url=f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}",
+                key=artifact_key("contact-sheet", manifest.batch),
+                description=f"Shots of {manifest.batch}",
             )
         )
     await _try(
@@ -143,16 +159,39 @@ def _most_urgent(shots: Iterable[ManifestShot]) -> list[ManifestShot]:
     return ordered[:MOST_ROWS]
 
 
-def _row(shot: ManifestShot, store: Store) -> dict[str, Any]:
+def _sheet(manifest: Manifest, store: Store) -> bytes:
+    """The contact sheet of what must be looked at, and of the others as they come; nothing where no shot has a picture."""
+    shots = [shot for shot in _most_urgent(manifest.shots) if shot.poster][:MOST_PRINTS]
+    try:
+        prints = [Print(shot.shot_id, store.get(str(shot.poster)), shot.needs_review) for shot in shots]
+        return contact_sheet(prints) if prints else b""
+    except (StoreFault, OSError) as error:
+        run_logger().warning("The contact sheet was left out: %s", error)
+        return b""
+
+
+def _row(shot: ManifestShot, batch: Batch, store: Store) -> dict[str, Any]:
+    keys = [key for value in shot.takes.values() for key in ([value] if isinstance(value, str) else value)]
+    made = [batch.takes[key] for key in keys if key in batch.takes]
+    checks = [check for sidecar in made for check in sidecar.take.checks]
     return {
         "shot": shot.shot_id,
         "state": "needs review" if shot.needs_review and shot.state == "done" else shot.state,
         "title": shot.title,
+        "takes": f"{len(made)} in {sum(len(sidecar.attempts) for sidecar in made)} attempts",
+        "checks": f"{sum(check.ok for check in checks)} of {len(checks)}",
         "seconds": round(shot.seconds, 2),
         "$": round(shot.cost_loaded, 4),
-        "why": f"{shot.failed.step}: {shot.failed.reason}" if shot.failed else "",
+        "why": _why(shot, made),
         "clip": store.link(shot.clip) or shot.clip if shot.clip else "",
     }
+
+
+def _why(shot: ManifestShot, made: list[Sidecar]) -> str:
+    """Why it is not done, or what is to be looked at."""
+    if shot.failed:
+        return f"{shot.failed.step}: {shot.failed.reason}"
+    return "; ".join(fault for sidecar in made if sidecar.needs_review for fault in sidecar.take.faults)
 
 
 def _about_rows(manifest: Manifest) -> str:

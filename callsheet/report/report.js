@@ -133,6 +133,15 @@ function csv(rows) {
   // The mark at the beginning tells spreadsheets that it is UTF-8.
   return "\ufeff" + [COLUMNS, ...rows].map(row => row.map(quoted).join(",") + "\r\n").join("");
 }
+async function copy() {
+  const rows = allRows();
+  try {
+    await navigator.clipboard.writeText(csv(rows));
+    say(`${rows.length} rows copied: paste them into the field “decisions” of a run`);
+  } catch (reason) {
+    say("this browser does not let the page copy: download the decisions");
+  }
+}
 function download() {
   const address = URL.createObjectURL(new Blob([csv(allRows())], {type: "text/csv;charset=utf-8"}));
   const link = el("a", {href: address, download: `${data.batch}-decisions.csv`});
@@ -490,7 +499,7 @@ function paintCounts() {
   const decided = numbers.accept + numbers.retake + numbers.reject;
   byId("counts").textContent = `${decided} of ${data.shots.length} decided: ${numbers.accept} accepted, ${numbers.retake} to retake, ${numbers.reject} rejected`;
   byId("download").textContent = `Download decisions (${decided})`;
-  byId("download").disabled = !decided;
+  byId("download").disabled = byId("copy").disabled = !decided;
   const counts = {all: data.shots.length, review: data.totals.needs_review, failed: data.totals.failed, undecided: data.shots.length - decided};
   for (const button of byId("filters").children) {
     button.textContent = `${button.dataset.name} ${counts[button.dataset.filter]}`;
@@ -631,6 +640,7 @@ function fillBar() {
   byId("previous").addEventListener("click", () => focusOn(current - 1));
   byId("next").addEventListener("click", () => focusOn(current + 1));
   byId("download").addEventListener("click", download);
+  byId("copy").addEventListener("click", copy);
   byId("with-keys").checked = keysAreWanted();
   byId("with-keys").addEventListener("change", () => { try { localStorage.setItem(keysKey, String(byId("with-keys").checked)); } catch { /* for this visit then */ } });
   byId("keys").addEventListener("click", () => byId("help").showModal());

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from tests.conftest import write_fleet
 from tests.fakes.proxy import FaultyProxy
+from tests.processes import is_alive
 
 CALLSHEET = str(Path(sys.executable).with_name("callsheet"))
 LINE = {"shot_id": "a", "title": "One", "text": "The keeper lit the lamp at six.", "voice": "anna"}
@@ -90,8 +90,9 @@ def test_plan_is_a_table_or_json_and_needs_no_prefect(
 
 
 def test_broken_script_lists_every_mistake_and_starts_nothing(
-    write_script: Callable[..., Path], tmp_path: Path
+    write_script: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CALLSHEET_HOME", str(tmp_path / "home"))
     script = write_script(
         LINE | {"voice": "bob"}, LINE | {"shot_id": "b/c"}, LINE | {"shot_id": "d", "speed": "fast"}
     )
@@ -103,7 +104,7 @@ def test_broken_script_lists_every_mistake_and_starts_nothing(
             assert f"script.csv row {row}, column {column}: found" in result.stderr
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
-    assert not Path(os.environ["CALLSHEET_HOME"]).exists(), "no server was started"
+    assert not (tmp_path / "home").exists(), "no server was started"
 
 
 @pytest.mark.parametrize(
@@ -230,18 +231,11 @@ class Interrupted:
         """Returns when no process that the run had started is left; fails after half a minute."""
         pause = threading.Event()
         for _ in range(300):
-            alive = [pid for pid in self.children if _is_alive(pid)]
+            alive = [pid for pid in self.children if is_alive(pid)]
             if not alive:
                 return
             pause.wait(0.1)
         raise AssertionError(f"left behind: {alive}")
-
-
-def _is_alive(pid: int) -> bool:
-    listed = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-    ).stdout.strip()
-    return bool(listed) and not listed.startswith("Z")
 
 
 @pytest.fixture(scope="module")

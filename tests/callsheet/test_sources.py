@@ -61,7 +61,7 @@ def test_mistakes_in_a_pasted_script_name_row_and_column(here: Path, tmp_path: P
     pasted = ProduceParameters(script="shot_id,text,voice\na,Good morning.,bob\n", batch="typed")
     with pytest.raises(Mistakes) as told:
         pasted.plan(read_fleet("draft"), tmp_path)
-    assert 'script.csv row 2, column voice: found "bob"' in str(told.value)
+    assert 'typed.csv row 2, column voice: found "bob"' in str(told.value)
 
 
 def test_a_pasted_script_does_not_lead_out_of_the_folder(here: Path, tmp_path: Path) -> None:

@@ -162,7 +162,11 @@ def worker(prefect_api: str, tmp_path: Path) -> Iterator[str]:
 
 
 async def test_a_run_of_a_deployment_ends_and_begins_again_when_it_is_approved(
-    worker: str, parameters: Callable[..., ProduceParameters], proxy: FaultyProxy, tmp_path: Path
+    prefect_api: str,
+    worker: str,
+    parameters: Callable[..., ProduceParameters],
+    proxy: FaultyProxy,
+    tmp_path: Path,
 ) -> None:
     """What was approved holds for the plan that was shown: where the script changed meanwhile, it is asked for anew."""
     given = parameters("suspended")
@@ -172,7 +176,8 @@ async def test_a_run_of_a_deployment_ends_and_begins_again_when_it_is_approved(
     run = await paused("produce suspended")
     async with get_client() as client:
         first = (await client.read_flow_run(run)).state_id
-    given.script.write_text(given.script.read_text("utf-8").replace("it rained", "it snowed"), "utf-8")
+    script = Path(given.script)
+    script.write_text(script.read_text("utf-8").replace("it rained", "it snowed"), "utf-8")
     await aresume_flow_run(run, run_input={"max_cost": 5.0})
     assert await paused("produce suspended", since=first) == run
     assert spoken(proxy) == 0
@@ -182,3 +187,7 @@ async def test_a_run_of_a_deployment_ends_and_begins_again_when_it_is_approved(
     assert ended.state.is_completed(), ended.state.message
     manifest = Manifest.model_validate_json((tmp_path / "out/batches/suspended/manifest.json").read_bytes())
     assert manifest.totals.done == 2
+    async with httpx.AsyncClient(base_url=f"{prefect_api}/api") as http:
+        asked = {"artifacts": {"key": {"any_": ["plan-suspended"]}, "flow_run_id": {"any_": [str(run)]}}}
+        shown = (await http.post("/artifacts/filter", json=asked)).json()
+    assert len(shown) == 2, "each plan is shown once, and not again when the run goes on"

@@ -1,6 +1,8 @@
 """What a person sees of a batch in Prefect's UI, and what automations may act on."""
 
 import asyncio
+import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import boto3
 import httpx
+import PIL.Image
 import pytest
 import yaml
 
@@ -20,6 +23,7 @@ from tests.conftest import ROOT, write_fleet
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 LINE = {"shot_id": "a", "title": "One *two*", "text": "The keeper lit the lamp at six.", "voice": "anna"}
+SMALL = {"width": 256, "height": 256}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +54,7 @@ async def test_a_batch_is_shown_with_its_shots_and_told_of(
     prefect_api: str, draft_host: str, write_script: Callable[..., Path], tmp_path: Path
 ) -> None:
     fleet = write_fleet(tmp_path / "fleet.toml", {"shown": draft_host}, revision="shown-1")
-    script = write_script(LINE, name="Shown 1.csv")
+    script = write_script(LINE | {"visual": "flux_dev", "prompt": "a lamp", **SMALL}, name="Shown 1.csv")
     parameters = ProduceParameters(script=script, store=str(tmp_path / "out"), fleet=str(fleet))
     state: Any = await produce(parameters, return_state=True)
     assert state.is_completed()
@@ -58,6 +62,19 @@ async def test_a_batch_is_shown_with_its_shots_and_told_of(
     rows = json.loads((await artifact(prefect_api, "shots-shown-1"))["data"])
     assert [(row["shot"], row["state"]) for row in rows] == [("a", "done")]
     assert rows[0]["clip"].startswith("file://")
+    assert (rows[0]["takes"], rows[0]["why"]) == ("3 in 3 attempts", "")
+    passed, _, all_of_them = rows[0]["checks"].partition(" of ")
+    assert passed == all_of_them != "0"
+    sheet = await artifact(prefect_api, "contact-sheet-shown-1")
+    assert (sheet["type"], sheet["flow_run_id"], sheet["task_run_id"]) == (
+        "image",
+        str(state.state_details.flow_run_id),
+        None,
+    )
+    with PIL.Image.open(
+        io.BytesIO(base64.b64decode(sheet["data"].removeprefix("data:image/jpeg;base64,")))
+    ) as picture:
+        assert picture.format == "JPEG"
     text = (await artifact(prefect_api, "batch-shown-1"))["data"]
     assert "**1 of 1 shots are done**" in text
     assert r"[One \*two\*](<file://" in text

@@ -22,6 +22,7 @@ import pytest
 from tests.fakes.speech_server import SpeechServer
 from tests.flows.test_lanes import PITCH, engine, host, overlap
 from tests.postgres import free_port, postgres
+from tests.processes import is_alive
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -242,7 +243,7 @@ def test_the_shard_of_a_dead_worker_is_made_again_and_nothing_twice(
     for pid in orphans:
         os.kill(pid, signal.SIGCONT)
     if orphans:
-        asyncio.run(until(lambda: not any(_is_alive(pid) for pid in orphans), 90))
+        asyncio.run(until(lambda: not any(is_alive(pid) for pid in orphans), 90))
     assert sidecars(tmp_path) == committed, "what woke up committed nothing"
     assert sum(spoken(*speakers).values()) == sum(asked.values()), "and asked for nothing"
     assert not (tmp_path / "out/batches/b/shards").exists() or not any(
@@ -251,11 +252,3 @@ def test_the_shard_of_a_dead_worker_is_made_again_and_nothing_twice(
     assert not [name for name in slots(api) if "shard:" in name], "no limit stays of a shard"
     # What the dead worker held ends by itself, where nobody asked for it.
     asyncio.run(until(lambda: not any(slots(api).values()), 120))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
