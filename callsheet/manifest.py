@@ -24,10 +24,13 @@ from callsheet.takes import Check
 
 #: The ``error`` of shots that were left out of a run: they are not done, and nothing failed.
 LEFT_OUT = "LeftOut"
-#: Names in a batch's folder that no title may take.
-_RESERVED = (
-    "manifest.json", "plan.json", "lease.json", "replacing.json", "report.html", "report-data.js", "shards", "untitled",
+CONTACT_SHEET = "contact-sheet.jpg"
+#: A batch's files that are not delivered, besides journals and ``shards/``.
+BOOKS = (
+    "manifest.json", "plan.json", "lease.json", "replacing.json", "report.html", "report-data.js", CONTACT_SHEET,
 )  # fmt: skip
+#: Names in a batch's folder that no title may take.
+_RESERVED = (*BOOKS, "shards", "untitled")
 #: Bytes that a file's name may have on common disks, with room for a suffix.
 _LONGEST_NAME = 120
 UNTITLED = "untitled"

@@ -19,7 +19,7 @@ from typing import get_args
 from callsheet.errors import BadInput, StoreFault
 from callsheet.fleet import StepKind
 from callsheet.journal import is_journal
-from callsheet.manifest import batch_path
+from callsheet.manifest import BOOKS, batch_path
 from callsheet.store import Store, StoredFile, check_path
 from callsheet.store_lease import LEASE_SECONDS, StoreLease, is_held, lease_path
 from callsheet.takes import sidecar_path
@@ -39,8 +39,6 @@ _OTHERS = {
     "inbox": re.compile(r"inbox/.+", re.DOTALL),
     "inputs": re.compile(r"inputs/[0-9a-f]{64}(\.[^/]+)?", re.DOTALL),
 }
-#: A batch's files that are not delivered, besides journals and ``shards/``.
-_BOOKS = ("manifest.json", "plan.json", "lease.json", "replacing.json", "report.html", "report-data.js")
 
 
 @dataclass
@@ -95,7 +93,7 @@ class BatchFiles:
 
     def _is_book(self, path: str) -> bool:
         name = path.removeprefix(batch_path(self.name, ""))
-        return name in _BOOKS or name.startswith("shards/") or is_journal(name)
+        return name in BOOKS or name.startswith("shards/") or is_journal(name)
 
 
 @dataclass

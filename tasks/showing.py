@@ -10,7 +10,6 @@ Nothing here may fail a run: an artifact that cannot be written is left out, and
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Iterable
@@ -30,7 +29,7 @@ from prefect.exceptions import PrefectException
 
 from callsheet.batch import Batch
 from callsheet.errors import StoreFault
-from callsheet.manifest import LaneTime, Manifest, ManifestShot, batch_path
+from callsheet.manifest import CONTACT_SHEET, LaneTime, Manifest, ManifestShot, batch_path
 from callsheet.media.contact_sheet import Print, contact_sheet
 from callsheet.store import Store
 from callsheet.takes import Sidecar
@@ -93,25 +92,26 @@ async def show_manifest(manifest: Manifest, batch: Batch, store: Store) -> None:
                 description=f"Lanes of {manifest.batch}, in seconds",
             )
         )
-    if sheet := await asyncio.to_thread(_sheet, manifest, store):
+    has_sheet = await asyncio.to_thread(_keep_sheet, manifest, store)
+    address = store.link(batch_path(manifest.batch, CONTACT_SHEET)) if has_sheet else ""
+    if address.startswith("http"):  # browsers show no file of the disk in a page that is not one itself
         await _try(
             acreate_image_artifact(
-                # In the page itself: what a private bucket keeps has no address that may be kept.
-                image_url=f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}",
+                image_url=address,
                 key=artifact_key("contact-sheet", manifest.batch),
                 description=f"Shots of {manifest.batch}",
             )
         )
     await _try(
         acreate_markdown_artifact(
-            markdown=summary_text(manifest, store),
+            markdown=summary_text(manifest, store, has_sheet=has_sheet),
             key=artifact_key("batch", manifest.batch),
             description=f"What {manifest.batch} came to",
         )
     )
 
 
-def summary_text(manifest: Manifest, store: Store) -> str:
+def summary_text(manifest: Manifest, store: Store, *, has_sheet: bool = False) -> str:
     """The sum of a batch as Markdown, with links where they need no key."""
     totals = manifest.totals
     lines = [
@@ -124,6 +124,10 @@ def summary_text(manifest: Manifest, store: Store) -> str:
         f"- report: {_link(store, batch_path(manifest.batch, 'report.html'), 'report.html')}",
         f"- manifest: {_link(store, batch_path(manifest.batch, 'manifest.json'), 'manifest.json')}",
     ]
+    if has_sheet:
+        lines.append(
+            f"- contact sheet: {_link(store, batch_path(manifest.batch, CONTACT_SHEET), CONTACT_SHEET)}"
+        )
     done = [programme for programme in manifest.programmes if programme.file]
     if done:
         lines += ["", "## Programmes", ""]
@@ -159,15 +163,17 @@ def _most_urgent(shots: Iterable[ManifestShot]) -> list[ManifestShot]:
     return ordered[:MOST_ROWS]
 
 
-def _sheet(manifest: Manifest, store: Store) -> bytes:
-    """The contact sheet of what must be looked at, and of the others as they come; nothing where no shot has a picture."""
+def _keep_sheet(manifest: Manifest, store: Store) -> bool:
+    """Keeps the contact sheet: what must be looked at, then others as they come. Says whether there is one."""
     shots = [shot for shot in _most_urgent(manifest.shots) if shot.poster][:MOST_PRINTS]
     try:
         prints = [Print(shot.shot_id, store.get(str(shot.poster)), shot.needs_review) for shot in shots]
-        return contact_sheet(prints) if prints else b""
+        if prints:
+            store.put(batch_path(manifest.batch, CONTACT_SHEET), contact_sheet(prints))
+        return bool(prints)
     except (StoreFault, OSError) as error:
         run_logger().warning("The contact sheet was left out: %s", error)
-        return b""
+        return False
 
 
 def _row(shot: ManifestShot, batch: Batch, store: Store) -> dict[str, Any]:
@@ -175,15 +181,15 @@ def _row(shot: ManifestShot, batch: Batch, store: Store) -> dict[str, Any]:
     made = [batch.takes[key] for key in keys if key in batch.takes]
     checks = [check for sidecar in made for check in sidecar.take.checks]
     return {
-        "shot": shot.shot_id,
+        "shot": plain(shot.shot_id),
         "state": "needs review" if shot.needs_review and shot.state == "done" else shot.state,
-        "title": shot.title,
+        "title": plain(shot.title),
         "takes": f"{len(made)} in {sum(len(sidecar.attempts) for sidecar in made)} attempts",
         "checks": f"{sum(check.ok for check in checks)} of {len(checks)}",
         "seconds": round(shot.seconds, 2),
         "$": round(shot.cost_loaded, 4),
-        "why": _why(shot, made),
-        "clip": store.link(shot.clip) or shot.clip if shot.clip else "",
+        "why": plain(_why(shot, made)),
+        "clip": _link(store, shot.clip, shot.clip.rpartition("/")[2]) if shot.clip else "",
     }
 
 

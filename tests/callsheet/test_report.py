@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from callsheet.journal import Journal
 from callsheet.plan import Plan, SpeechInputs, Step
@@ -121,15 +121,6 @@ def report(plan: Plan, tmp_path: Path) -> Path:
     Journal(store, "demo", "earlier").close(list(sidecars.values()))
     Publisher(batch_in(store, plan), store, "then", posters=lambda _: picture("teal", "JPEG")).publish()
     return tmp_path / "store/batches/demo/report.html"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """Debian's, which `.ci/run` installs: Playwright's own is a download of its own."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

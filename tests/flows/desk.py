@@ -62,6 +62,12 @@ class Desk:
         found: dict[str, Any] = httpx.get(f"{self.ui}/api/deployments/name/{name}").raise_for_status().json()
         return found
 
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.post(
+            "flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_ASC"
+        )
+        return found
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.watch()

@@ -1,8 +1,6 @@
 """What a person sees of a batch in Prefect's UI, and what automations may act on."""
 
 import asyncio
-import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +49,13 @@ async def events(api: str, batch: str, count: int) -> list[dict[str, Any]]:
 
 
 async def test_a_batch_is_shown_with_its_shots_and_told_of(
-    prefect_api: str, draft_host: str, write_script: Callable[..., Path], tmp_path: Path
+    prefect_api: str,
+    draft_host: str,
+    write_script: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CALLSHEET_STORE_URL", "http://127.0.0.1:1")
     fleet = write_fleet(tmp_path / "fleet.toml", {"shown": draft_host}, revision="shown-1")
     script = write_script(LINE | {"visual": "flux_dev", "prompt": "a lamp", **SMALL}, name="Shown 1.csv")
     parameters = ProduceParameters(script=script, store=str(tmp_path / "out"), fleet=str(fleet))
@@ -61,7 +64,7 @@ async def test_a_batch_is_shown_with_its_shots_and_told_of(
     assert (await artifact(prefect_api, "progress-shown-1"))["data"] == 100.0
     rows = json.loads((await artifact(prefect_api, "shots-shown-1"))["data"])
     assert [(row["shot"], row["state"]) for row in rows] == [("a", "done")]
-    assert rows[0]["clip"].startswith("file://")
+    assert rows[0]["clip"].startswith("[a.mp4](<http://127.0.0.1:1/")
     assert (rows[0]["takes"], rows[0]["why"]) == ("3 in 3 attempts", "")
     passed, _, all_of_them = rows[0]["checks"].partition(" of ")
     assert passed == all_of_them != "0"
@@ -71,13 +74,12 @@ async def test_a_batch_is_shown_with_its_shots_and_told_of(
         str(state.state_details.flow_run_id),
         None,
     )
-    with PIL.Image.open(
-        io.BytesIO(base64.b64decode(sheet["data"].removeprefix("data:image/jpeg;base64,")))
-    ) as picture:
+    assert sheet["data"] == "http://127.0.0.1:1/batches/Shown%201/contact-sheet.jpg"
+    with PIL.Image.open(tmp_path / "out/batches/Shown 1/contact-sheet.jpg") as picture:
         assert picture.format == "JPEG"
     text = (await artifact(prefect_api, "batch-shown-1"))["data"]
     assert "**1 of 1 shots are done**" in text
-    assert r"[One \*two\*](<file://" in text
+    assert r"[One \*two\*](<http://" in text
     assert json.loads((await artifact(prefect_api, "lanes-shown-1"))["data"])[-1]["lane"] == "all"
     told = await events(prefect_api, "Shown 1", 2)
     assert {one["event"] for one in told} == {"callsheet.batch.started", "callsheet.batch.finished"}

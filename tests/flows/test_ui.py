@@ -5,7 +5,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -31,13 +30,6 @@ def desk(script_folder: Path) -> Iterator[Callable[..., Desk]]:
     for one in started:
         one.end()
         assert not one.left()
-
-
-def runs(desk: Desk, flow: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = desk.post(
-        "flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_ASC"
-    )
-    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -88,10 +80,10 @@ def test_the_scheduler_runs_the_nightly_deployment_on_what_was_dropped(desk: Cal
     assert summary["report"].startswith(f"{one.store}/batches/%E5%A4%9C/")
     assert (report.status_code, "夜" in report.text) == (200, True)
     assert 'found "nobody"' in (inbox / "failed/broken.txt").read_text("utf-8")
-    (failed,) = until(lambda: [run for run in runs(one, "produce_inbox") if run["state_type"] == "FAILED"])
+    (failed,) = until(lambda: [run for run in one.runs("produce_inbox") if run["state_type"] == "FAILED"])
     assert failed["created_by"]["type"] == "SCHEDULE", "not by hand"
     assert failed["state"]["message"].startswith("1 of 2 scripts are not done. broken.csv: ")
-    produced = [run for run in runs(one, "produce") if run["start_time"] > failed["start_time"]]
+    produced = [run for run in one.runs("produce") if run["start_time"] > failed["start_time"]]
     assert sorted(run["state_type"] for run in produced) == ["COMPLETED", "FAILED"]
 
 
