@@ -177,6 +177,8 @@ def test_what_the_form_cannot_refuse_fails_at_once_and_says_why(desk: Desk, page
     fill(page, Script="shot_id,text,voice\na,Good morning.,nobody\n", Batch="wrong", Voices="data/voices.csv")
     submit(page)
     has_ended(page, "Failed")
-    expect(page.get_by_text('wrong.csv row 2, column voice: found "nobody"').first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text('wrong.csv row 2, column voice: found "nobody"').first).to_be_visible(
+        timeout=30_000
+    )
     kept(page, "mistakes")
     assert not (desk.folder / "out/takes").exists()
