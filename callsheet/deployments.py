@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from callsheet.errors import BadInput
 
+_FOLDER = Path(__file__).resolve().parent.parent / "deployments"
 #: The file that `prefect deploy` reads, too.
-SHIPPED_DEPLOYMENTS = Path(__file__).resolve().parent.parent / "deployments/prefect.yaml"
+SHIPPED_DEPLOYMENTS = _FOLDER / "prefect.yaml"
+#: The file that `prefect automation create` reads, too.
+SHIPPED_AUTOMATIONS = _FOLDER / "automations.yaml"
 
 
 class DeclaredSchedule(BaseModel):
@@ -68,3 +71,16 @@ def read_deployments(path: Path = SHIPPED_DEPLOYMENTS) -> list[DeclaredDeploymen
         return _File.model_validate(yaml.safe_load(path.read_text("utf-8"))).deployments
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise BadInput(f"{path}: {error}") from None
+
+
+def read_automations(path: Path = SHIPPED_AUTOMATIONS) -> list[dict[str, Any]]:
+    """The automations of a file, as Prefect takes them.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        found: list[dict[str, Any]] = yaml.safe_load(path.read_text("utf-8"))["automations"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    return found

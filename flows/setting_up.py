@@ -1,4 +1,4 @@
-"""What a Prefect server needs for Callsheet: block types, limits, a work pool, deployments. Run again, it changes nothing.
+"""What a Prefect server needs for Callsheet: block types, limits, work pool, deployments, automations. Run again, it changes nothing.
 
     for one in await set_up(SetUp(work_pool="local")):
         print(one.state, one.kind, one.name, one.note)
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from prefect.client.schemas.objects import (
 from prefect.client.schemas.responses import DeploymentResponse, GlobalConcurrencyLimitResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.types.entrypoint import EntrypointType
@@ -41,9 +43,10 @@ from blocks.engines import ComfyUIServer, CosyVoiceServer, LightTTSServer
 from blocks.fleet import GpuFleet, open_fleet
 from blocks.store import LocalFolder, R2Bucket
 from blocks.vast import VastAccount
-from callsheet.deployments import DeclaredDeployment, DeclaredSchedule, read_deployments
+from callsheet.deployments import DeclaredDeployment, DeclaredSchedule, read_automations, read_deployments
 from callsheet.errors import BadInput
 from callsheet.limits import GPU_LIMIT, GPU_TAG, limits_of
+from callsheet.timing import scaled
 from tasks.locks import GPU_OURS, Locks, read_limits
 
 #: Every block type of ours.
@@ -86,15 +89,17 @@ async def set_up(asked: SetUp) -> list[Thing]:
     """Makes what is missing on the configured Prefect server.
 
     Raises:
-        BadInput: the fleet, or the file of the deployments.
+        BadInput: the fleet, or the files of the deployments and automations.
     """
     declared = await asyncio.to_thread(read_deployments)
+    automations = await asyncio.to_thread(read_automations)
     async with get_client() as client:
         things = [await _block_type(client, block) for block in BLOCKS]
         things += [thing async for thing in _limits(client, asked)]
         things.append(await _work_pool(client, asked.work_pool))
         job_variables = await _job_variables(client, asked.work_pool)
         things += [await _deployment(client, one, asked, job_variables) for one in declared]
+        things += [await make_automation(client, one) for one in automations]
     return things
 
 
@@ -266,6 +271,18 @@ async def _job_variables(client: PrefectClient, work_pool: str) -> dict[str, Any
     template = (await client.read_work_pool(work_pool)).base_job_template
     known = template.get("variables", {}).get("properties", {})
     return {"working_dir": str(Path.cwd())} if "working_dir" in known else {}
+
+
+async def make_automation(client: PrefectClient, declared: dict[str, Any]) -> Thing:
+    """One of `deployments/automations.yaml`; one of that name that is there is left as it is."""
+    name = declared["name"]
+    if found := await client.read_automations_by_name(name):
+        return Thing("automation", name, "there", "" if found[0].enabled else "switched off")
+    automation = AutomationCore.model_validate(declared)
+    if isinstance(automation.trigger, EventTrigger):
+        automation.trigger.within = timedelta(seconds=scaled(automation.trigger.within.total_seconds()))
+    await client.create_automation(automation)
+    return Thing("automation", name, "made")
 
 
 def _runs_at_once(declared: DeclaredDeployment) -> ConcurrencyLimitConfig | None:

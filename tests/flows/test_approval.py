@@ -19,10 +19,12 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import arun_deployment
 from prefect.flow_runs import aresume_flow_run
 
+from callsheet.deployments import read_automations
 from callsheet.manifest import Manifest, Summary
 from callsheet.parameters import ProduceParameters
 from flows.deploying import deployed
 from flows.produce import produce
+from flows.setting_up import make_automation
 from tests.conftest import ROOT, write_fleet
 from tests.fakes.proxy import FaultyProxy
 from tests.flows.test_showing import artifact, events
@@ -159,6 +161,25 @@ def worker(prefect_api: str, tmp_path: Path) -> Iterator[str]:
     yield pool
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+async def test_a_run_of_a_deployment_that_nobody_approves_is_cancelled(
+    worker: str, parameters: Callable[..., ProduceParameters], proxy: FaultyProxy
+) -> None:
+    """Its process is gone by then: Prefect fails it, and the automation of `callsheet setup` puts that right."""
+    async with get_client() as client:
+        (declared,) = [one for one in read_automations() if one["name"] == "callsheet-not-approved"]
+        await make_automation(client, declared)
+    given = parameters("ignored", approve_hours=0.01)
+    identity = await deployed(produce, worker)
+    await arun_deployment(identity, parameters={"parameters": given.model_dump(mode="json")}, timeout=0)
+    ended = await until("produce ignored", lambda state: state in ("COMPLETED", "CANCELLED", "CRASHED"))
+    assert ended.state is not None
+    assert (ended.state.type.value, ended.state.message) == (
+        "CANCELLED",
+        "Nobody approved the plan in time; nothing was made.",
+    )
+    assert spoken(proxy) == 0
 
 
 async def test_a_run_of_a_deployment_ends_and_begins_again_when_it_is_approved(

@@ -89,6 +89,7 @@ async def test_once_makes_all_of_it_and_twice_changes_nothing(api: str) -> None:
         assert name in first
     assert "work pool local" in first
     assert len([name for name in first if name.startswith("deployment ")]) == len(NAMES)
+    assert {"automation callsheet-zombies", "automation callsheet-not-approved"} <= set(first)
     async with get_client() as client:
         before = await deployments(client)
         second = states(await set_up(SetUp(work_pool="local")))
