@@ -29,7 +29,7 @@ from s3transfer.utils import ReadFileChunk  # comes with boto3
 from callsheet.digests import Digests
 from callsheet.errors import StoreFault
 from callsheet.r2_client import R2Settings, client_of, may_pass, refusal
-from callsheet.store import StoredFile, check_path
+from callsheet.store import StoredFile, check_path, served_bucket
 
 #: Answers that mean that there is no such object; HEAD has no body and gives the bare status.
 _ABSENT = ("NoSuchKey", "404", "NotFound")
@@ -367,8 +367,10 @@ class R2Store:
         return self.link(path) or self.signed(path, _URL_SECONDS)
 
     def link(self, path: str) -> str:
-        public = self.settings.public_url.rstrip("/")
-        return f"{public}/{urllib.parse.quote(self._key(path))}" if public else ""
+        if public := self.settings.public_url.rstrip("/"):
+            return f"{public}/{urllib.parse.quote(self._key(path))}"
+        served = served_bucket(str(self))
+        return f"{served}/{urllib.parse.quote(path)}" if served else ""
 
     def signed(self, path: str, seconds: float) -> str:
         place = {"Bucket": self.settings.bucket, "Key": self._key(path)}

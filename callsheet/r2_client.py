@@ -148,4 +148,6 @@ def refusal(error: botocore.exceptions.ClientError, settings: R2Settings) -> str
             f"the store does not accept the keys it was given (access key id {settings.access_key_id[:4]}…): they "
             "have expired, were revoked, or have no right to this; give it others and run again, what is done is kept"
         )
+    if code == "NoSuchBucket":
+        return "there is no such bucket; expected one of this account's, and R2_JURISDICTION where it has one"
     return ""

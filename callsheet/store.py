@@ -335,16 +335,25 @@ def check_path(path: str) -> str:
 def served_at(root: Path) -> str | None:
     """The address of a folder store where it is served over HTTP (`callsheet.store_server`): CALLSHEET_STORE_URL.
 
-    Where CALLSHEET_STORE_FOLDER says which folder is served, that goes for it and for what is below it alone.
+    Where CALLSHEET_STORE_SERVED says which store is served, that goes for it and for what is below it alone.
     """
     base = os.environ.get("CALLSHEET_STORE_URL", "").rstrip("/")
-    folder = os.environ.get("CALLSHEET_STORE_FOLDER", "")
+    folder = os.environ.get("CALLSHEET_STORE_SERVED", "")
     if not base or not folder:
         return base or None
     served = Path(folder).resolve()
     if not root.is_relative_to(served):
         return None
     return "/".join([base, *map(quote, root.relative_to(served).parts)])
+
+
+def served_bucket(address: str) -> str | None:
+    """The same for ``r2://BUCKET/PREFIX``, which must be the one that CALLSHEET_STORE_SERVED says, or below it."""
+    base = os.environ.get("CALLSHEET_STORE_URL", "").rstrip("/")
+    served = os.environ.get("CALLSHEET_STORE_SERVED", "").rstrip("/")
+    if not base or not served.startswith("r2://") or not f"{address}/".startswith(f"{served}/"):
+        return None
+    return base + quote(address.removeprefix(served))
 
 
 def open_store(setting: str) -> Store:

@@ -146,7 +146,7 @@ def _header_mistakes(
             yield Mistake(name, f"the column {quoted(column)} twice", "each column once", 1, column)
         elif not _known(column, columns, open_prefix):
             near = difflib.get_close_matches(column.lower(), columns, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(columns)}"
+            hint = f"{near[0]}, perhaps" if near else f"one of {', '.join(columns)}"
             yield Mistake(
                 name,
                 f"the unknown column {quoted(column)}",

@@ -36,7 +36,7 @@ class Desk:
 
     Attributes:
         work_pool: the pool whose worker is started.
-        store: the store that is served where it is a folder, and the default of the forms.
+        store: the store that is served, and the default of the forms.
         port: of the UI; None for the first free one from 4200 on.
     """
 
@@ -46,15 +46,15 @@ class Desk:
 
     @property
     def where(self) -> tuple[bool, str]:
-        """Whether the store is a folder, and the store as every process understands it."""
+        """Whether the store can be served, and the store as every process understands it."""
         if "://" in self.store or self.store.startswith("block:"):
-            return False, self.store
+            return self.store.startswith("r2://"), self.store
         return True, str(Path(self.store).expanduser().resolve())
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where everything is. ``store`` is empty where a bucket has addresses of its own."""
+    """Where everything is. ``store`` is empty where it is a block's, whose keys are not at hand here."""
 
     ui: str
     store: str
@@ -69,7 +69,7 @@ async def serve_ui(desk: Desk, told: Callable[[Addresses], None]) -> None:
         HostFault: a part did not start.
     """
     port = free_port(PORT) if desk.port is None else _the_port(desk.port)
-    is_folder, store = desk.where
+    is_served, store = desk.where
     async with AsyncExitStack() as stack:
         ui = await stack.enter_async_context(served_by("flows.server_process", str(port)))
         stack.enter_context(temporary_settings({PREFECT_API_URL: f"{ui}/api"}))
@@ -82,10 +82,10 @@ async def serve_ui(desk: Desk, told: Callable[[Addresses], None]) -> None:
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         }
         address = ""
-        if is_folder:
+        if is_served:
             arguments = (store, str(free_port(port + 1)), "--with-parent")
             address = await stack.enter_async_context(served_by("callsheet.store_server", *arguments))
-            environment |= {"CALLSHEET_STORE_URL": address, "CALLSHEET_STORE_FOLDER": store}
+            environment |= {"CALLSHEET_STORE_URL": address, "CALLSHEET_STORE_SERVED": store}
         things = await set_up(SetUp(work_pool=desk.work_pool, store=store))
         await stack.enter_async_context(
             served_by("flows.worker_process", desk.work_pool, env=environment, grace=GRACE_SECONDS + 5)

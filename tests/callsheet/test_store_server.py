@@ -7,10 +7,22 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from callsheet.manifest import LatestRun
+from callsheet.r2 import R2Store
+from callsheet.r2_client import R2Settings
 from callsheet.store import LocalFolder
+from tests.buckets import bucket
 from tests.conftest import started
 
+LATEST = LatestRun(
+    script={"name": "demo", "sha256": "0"},
+    batch="demo",
+    finished="2026-11-21T00:00:00+00:00",
+    manifest="batches/demo/manifest.json",
+    report="batches/demo/report.html",
+)
 SECRET = b"the secret beside the store"
 
 
@@ -130,7 +142,64 @@ def test_addresses_are_of_the_folder_that_is_served_alone(
     assert out.url("a b.mp4") == (tmp_path / "out/a%20b.mp4").as_uri().replace("%2520", "%20")
     monkeypatch.setenv("CALLSHEET_STORE_URL", "http://127.0.0.1:4201/")
     assert other.url("a#1.mp4") == "http://127.0.0.1:4201/a%231.mp4"
-    monkeypatch.setenv("CALLSHEET_STORE_FOLDER", str(tmp_path / "out"))
+    monkeypatch.setenv("CALLSHEET_STORE_SERVED", str(tmp_path / "out"))
     assert out.url("幕/a.mp4") == "http://127.0.0.1:4201/%E5%B9%95/a.mp4"
     assert LocalFolder(tmp_path / "out/team").url("a.mp4") == "http://127.0.0.1:4201/team/a.mp4"
     assert other.url("a.mp4").startswith("file://")
+
+
+@pytest.fixture(scope="module")
+def of_bucket(s3: str) -> Iterator[str]:
+    """A bucket of which a part is served; its objects are nobody's to read without keys."""
+    store = bucket(s3, "served", "team")
+    store.put("batches/demo/第一幕/开场 1.mp4", bytes(range(256)) * 16)
+    store.put("batches/demo/report.html", b"<h1>demo</h1>")
+    store.put("latest/demo.json", LATEST.model_dump_json().encode())
+    store.put(".leases/x.json", SECRET)
+    store._client.put_object(Bucket="served", Key="elsewhere.txt", Body=SECRET)
+    keys = {"R2_ENDPOINT_URL": s3, "R2_ACCESS_KEY_ID": "key", "R2_SECRET_ACCESS_KEY": "hush-hush"}
+    yield from started("callsheet.store_server", "r2://served/team", "--with-parent", env=keys)
+
+
+def test_a_bucket_is_handed_on_part_by_part(of_bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLSHEET_STORE_URL", of_bucket)
+    monkeypatch.setenv("CALLSHEET_STORE_SERVED", "r2://served/team")
+    served = R2Store(R2Settings(s3, "served", "key", SecretStr("hush-hush"), "team"))
+    address = served.link("batches/demo/第一幕/开场 1.mp4")
+    assert address.startswith(f"{of_bucket}/batches/demo/")
+    whole = httpx.get(address)
+    assert (whole.status_code, len(whole.content), whole.headers["content-type"]) == (200, 4096, "video/mp4")
+    part = httpx.get(address, headers={"Range": "bytes=256-259"})
+    assert (part.status_code, part.content) == (206, bytes(range(4)))
+    assert part.headers["content-range"] == "bytes 256-259/4096"
+    assert httpx.head(address).headers["content-length"] == "4096"
+    assert httpx.post(address).status_code == 405
+    assert 'href="batches/demo/report.html"' in httpx.get(of_bucket).text
+    told = str([*whole.headers.raw, *httpx.get(f"{of_bucket}/nothing").headers.raw])
+    assert "Signature" not in told
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../elsewhere.txt", "/%2e%2e/elsewhere.txt", "/..%2felsewhere.txt", "//elsewhere.txt", "/.leases/x.json", "/no.mp4"],
+)  # fmt: skip
+def test_nothing_outside_what_is_served_of_a_bucket_is_given(of_bucket: str, path: str) -> None:
+    status, body = raw(of_bucket, path)
+    assert status == 404
+    assert SECRET not in body
+    assert b"hush" not in body
+
+
+def test_links_of_a_bucket_are_to_what_is_served_and_no_secret(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = bucket(s3, "linked", "team/a"), bucket(s3, "linked-2", "team")
+    assert store.link("x.mp4") == ""
+    monkeypatch.setenv("CALLSHEET_STORE_URL", "http://127.0.0.1:4201")
+    assert store.link("x.mp4") == "", "nobody said that it is this one"
+    monkeypatch.setenv("CALLSHEET_STORE_SERVED", "r2://linked/team")
+    assert store.link("x y.mp4") == "http://127.0.0.1:4201/a/x%20y.mp4"
+    assert store.url("x y.mp4") == store.link("x y.mp4")
+    assert other.link("x.mp4") == ""
+    monkeypatch.setenv("CALLSHEET_STORE_SERVED", "r2://linked/te")
+    assert store.link("x.mp4") == ""

@@ -58,7 +58,7 @@ def test_every_row_with_too_many_values_is_named(tmp_path: Path) -> None:
 
 def test_unknown_column_is_told_with_the_nearest_name(tmp_path: Path) -> None:
     table = read(tmp_path / "s.csv", b"shot_id,Voice,x\na,b,c\n")
-    assert 'unknown column "Voice"; expected did you mean voice?' in str(table.mistakes[0])
+    assert 'unknown column "Voice"; expected voice, perhaps' in str(table.mistakes[0])
     assert "one of shot_id, text, voice" in str(table.mistakes[1])
 
 
