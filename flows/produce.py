@@ -66,8 +66,9 @@ async def give_hosts_back(flow: Any, flow_run: Any, state: State[Any]) -> None:
     parameters = ProduceParameters.model_validate(flow_run.parameters["parameters"])
     fleet = await open_fleet(parameters.fleet)
     if fleet.rent is not None:
-        store = await open_store(parameters.store)
-        await give_back_of(str(flow_run.id), fleet, store, f"its run is {state.name}")
+        with batch_log(parameters.batch_name):
+            store = await open_store(parameters.store)
+            await give_back_of(str(flow_run.id), fleet, store, f"its run is {state.name}")
 
 
 @flow(
