@@ -218,6 +218,11 @@ class Batch:
         return self.paid / takes if takes else 1.0
 
     @property
+    def told(self) -> str:
+        """How much there is of it, for a person: ``11 shots, 37 takes, of which 12 are there``."""
+        return f"{len(self.plan.shots)} shots, {len(self.plan.steps)} takes, of which {len(self.takes)} are there"
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Steps done and steps given up: changes whenever somebody may have something new to do."""
         return len(self.takes), len(self.queue.failures)

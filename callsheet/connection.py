@@ -35,7 +35,7 @@ from typing import Any, Literal
 import httpx
 from pydantic import SecretStr
 
-from callsheet.engines.http import LEAST_CONNECT_SECONDS, open_client
+from callsheet.engines.http import LEAST_CONNECT_SECONDS, check_token, open_client
 from callsheet.errors import BadInput
 from callsheet.timing import scaled
 
@@ -94,7 +94,8 @@ async def probe(
         BadInput: the address is none, or holds what may be a secret; or no header can carry the token.
     """
     address = checked_address(url)
-    _check_token(token)
+    if token is not None:
+        check_token(token)
     async with open_client(address, token) as client:
         survey = _Survey(client, token, timeout)
         try:
@@ -137,15 +138,6 @@ def checked_address(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host or "%" in parsed.host or not has_good_port:
         raise BadInput(f'found "{shown}"; expected an address such as http://NAME:8188 or https://NAME')
     return str(parsed).rstrip("/")
-
-
-def _check_token(token: SecretStr | None) -> None:
-    """httpx's own message about a header that cannot be sent repeats the header."""
-    secret = token.get_secret_value() if token is not None else "-"
-    if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
-        raise BadInput(
-            "the token is empty, or holds a blank, a line's end or a letter that no header may; expected it as it was given out"
-        )
 
 
 # What a server answers ----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 
 from callsheet.errors import BadInput
+from callsheet.hiding import quiet_http_log
 from callsheet.inputs import InputFile
 from callsheet.timing import scaled
 
@@ -44,6 +45,7 @@ class Downloads:
 
     def fetch_all(self, addresses: Iterable[str]) -> dict[str, InputFile | BadInput]:
         """Each address's file, or why there is none."""
+        quiet_http_log()
         wanted = sorted(set(addresses))
         if not wanted:
             return {}

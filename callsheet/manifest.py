@@ -247,6 +247,14 @@ class Summary(BaseModel):
     manifest: str
 
     @property
+    def told(self) -> str:
+        """What it came to, on one line."""
+        return (
+            f"{self.done} of {self.shots} shots are done, {self.takes_made} takes made, {self.takes_reused} reused, "
+            f"{self.needs_review} to review, {self.seconds:.1f} s, ${self.cost:.4f}"
+        )
+
+    @property
     def faults(self) -> list[FailedShot]:
         """The shots that are not done though they were wanted."""
         return [shot for shot in self.failed if shot.error != LEFT_OUT]

@@ -28,6 +28,7 @@ from s3transfer.utils import ReadFileChunk  # comes with boto3
 
 from callsheet.digests import Digests
 from callsheet.errors import StoreFault
+from callsheet.hiding import without
 from callsheet.r2_client import R2Settings, client_of, may_pass, refusal
 from callsheet.store import StoredFile, check_path, served_bucket
 
@@ -410,13 +411,18 @@ class R2Store:
                 raise FileNotFoundError(path) from None
             if code in _CONFLICTS:
                 raise _Conflict from None
-            message = refusal(error, self.settings) or error.response.get("Error", {}).get("Message", "")
-            what = f"store {self}: {path}: {code} {message}".rstrip()
+            told = self._without_keys(error.response.get("Error", {}).get("Message", ""))
+            what = f"store {self}: {path}: {code} {refusal(error, self.settings) or told}".rstrip()
             raise StoreFault(what, may_pass=may_pass(error)) from error
         except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
-            raise StoreFault(f"store {self}: {path}: {error}", may_pass=True) from error
+            raise StoreFault(f"store {self}: {path}: {self._without_keys(error)}", may_pass=True) from error
         except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
-            raise StoreFault(f"store {self}: {path}: {error}") from error
+            raise StoreFault(f"store {self}: {path}: {self._without_keys(error)}") from error
+
+    def _without_keys(self, told: object) -> str:
+        """A store that refuses a request may repeat it, and so may what cannot send one."""
+        keys = (self.settings.secret_access_key.get_secret_value(), self.settings.access_key_id)
+        return without(str(told), keys)
 
 
 def _headers(path: str, sha256: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from callsheet.errors import BadInput, Budget, HostFault, StoreFault
+from callsheet.hiding import without
 from callsheet.hosts import HostBook, HostLabel, HostRecord, Hosts, HostState, RecordedEngine
 from callsheet.rent_rules import RentRules
 from callsheet.timing import scaled
@@ -501,7 +502,9 @@ class Renter:
         if record.instance is None:
             return
         try:
-            path = self._book.keep_log(record.lease, redacted(self._client.logs(record.instance)))
+            token = self._client.token(record.lease).get_secret_value()
+            lines = without(self._client.logs(record.instance), [token])
+            path = self._book.keep_log(record.lease, redacted(lines))
             self._warn(f"host {record.lease}: its last lines are in {path}")
         except (VastError, StoreFault) as fault:
             self._warn(f"host {record.lease}: its log could not be kept: {fault}")

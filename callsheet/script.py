@@ -22,6 +22,7 @@ from callsheet.download import Downloads
 from callsheet.engines.instructions import INSTRUCTIONS
 from callsheet.errors import BadInput
 from callsheet.fleet import ENGINE_KINDS, Engine, Fleet
+from callsheet.hiding import shown_address
 from callsheet.inputs import InputFile, MediaRoots, Mistake, Mistakes, quoted
 from callsheet.table import mistakes_of, read_table
 from callsheet.text import (
@@ -195,6 +196,7 @@ def read_script(path: Path, settings: ScriptSettings) -> Script:
         raise Mistakes(
             sorted(dict.fromkeys(mistakes), key=lambda m: (m.file != table.name, m.file, m.row or 0))
         )
+    shots = _with_known_images(shots, check.images)
     return Script(
         name=path.stem,
         sha256=table.sha256,
@@ -205,6 +207,16 @@ def read_script(path: Path, settings: ScriptSettings) -> Script:
         values=check.values,
         notes=tuple(check.notes),
     )
+
+
+def _with_known_images(shots: list[Shot], images: dict[str, InputFile]) -> list[Shot]:
+    """The shots with images that were fetched named by what came: their addresses may hold secrets, and are used no more."""
+    known = {
+        cell: f"{shown_address(cell)}#{images[cell].sha256}" for cell in images if Downloads.is_address(cell)
+    }
+    for cell, name in known.items():
+        images[name] = images.pop(cell)
+    return [shot.model_copy(update={"image": known.get(shot.image, shot.image)}) for shot in shots]
 
 
 def _sound_cells(error: ValidationError, cells: dict[str, str]) -> dict[str, Any]:
@@ -469,7 +481,7 @@ class _ScriptCheck:
                 yield self._at(shot, "image", "nothing", f"an image: {workflow.name} starts from one")
             return
         if "IMAGE" not in workflow.variables:
-            yield self._at(shot, "image", quoted(shot.image), f"nothing: {workflow.name} takes no image")
+            yield self._at(shot, "image", _shown(shot.image), f"nothing: {workflow.name} takes no image")
         elif shot.image.startswith(SHOT_IMAGE):
             yield from self._shot_image_mistakes(shot)
         elif not Downloads.is_address(shot.image):
@@ -496,7 +508,7 @@ class _ScriptCheck:
             _open_picture(path)
             self.images[shot.image] = InputFile.read(path)
         except ValueError as error:
-            yield self._at(shot, "image", quoted(shot.image), str(error))
+            yield self._at(shot, "image", _shown(shot.image), str(error))
 
     def _address_mistakes(self) -> Iterator[Mistake]:
         """Fetches all images that are given by address, each once, several at a time."""
@@ -510,7 +522,7 @@ class _ScriptCheck:
                 _open_picture(outcome.path)
                 self.images[shot.image] = outcome
             except ValueError as error:
-                yield self._at(shot, "image", quoted(shot.image), str(error))
+                yield self._at(shot, "image", _shown(shot.image), str(error))
 
     def _length_mistakes(self, shot: Shot, workflow: Workflow) -> Iterator[Mistake]:
         """A narration that the workflow cannot grow to is told now; where it is close, it is told when spoken."""
@@ -522,6 +534,11 @@ class _ScriptCheck:
             workflow.windows_for(spoken)
         except BadInput as error:
             yield self._at(shot, "text", "a long text", str(error))
+
+
+def _shown(image: str) -> str:
+    """An image's cell in a message: what looks like an address may hold secrets, whether we can read it or not."""
+    return quoted(shown_address(image) if "://" in image else image)
 
 
 def _open_picture(path: Path) -> None:

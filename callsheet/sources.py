@@ -25,6 +25,7 @@ from pydantic import BeforeValidator
 
 from callsheet.download import Downloads
 from callsheet.errors import BadInput
+from callsheet.hiding import shown_address
 from callsheet.inputs import Mistake, Mistakes
 from callsheet.store import Store, check_path, open_store
 from callsheet.table import read_table
@@ -172,4 +173,4 @@ def _shown(given: str) -> str:
     """How it is named in a message: never the secrets that an address may carry behind its question mark."""
     if is_pasted(given):
         return "a pasted table"
-    return given.partition("?")[0] if Downloads.is_address(given) else given
+    return shown_address(given) if Downloads.is_address(given) else given

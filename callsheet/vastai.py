@@ -28,6 +28,7 @@ import requests
 from pydantic import SecretStr
 
 from callsheet.errors import BadInput
+from callsheet.hiding import without
 from callsheet.timing import scaled
 from callsheet.vastai_answers import (
     Ambiguous,
@@ -168,15 +169,15 @@ class VastClient:
                     cancel_unavail=True,
                 )
         except requests.HTTPError as error:
-            status, body, _ = _answer_of(error)
+            status, body, _ = self._answer_of(error)
             raise self._create_fault(status, body) from None
         except (requests.RequestException, ValueError) as error:
             raise Ambiguous(f"vast.ai: no answer to a create: {self._told(error)}") from None
         if not isinstance(answer, Mapping) or not answer.get("success"):
-            raise self._create_fault(200, _text(answer))
+            raise self._create_fault(200, self._text(answer))
         identity = answer.get("new_contract")
         if not isinstance(identity, int):
-            raise Ambiguous(f"vast.ai: a create succeeded and named no instance: {_text(answer)[:300]}")
+            raise Ambiguous(f"vast.ai: a create succeeded and named no instance: {self._text(answer)[:300]}")
         return Created(identity, SecretStr(str(answer.get("instance_api_key") or "")))
 
     def _create_fault(self, status: int, body: str) -> VastError:
@@ -227,7 +228,7 @@ class VastClient:
                 or page.get("success") is not True
                 or not isinstance(page.get("instances"), list)
             ):
-                raise VastError(f"vast.ai: a list of instances without instances: {_text(page)[:300]}")
+                raise VastError(f"vast.ai: a list of instances without instances: {self._text(page)[:300]}")
             for row in page["instances"]:
                 try:
                     box = Instance.of(row)
@@ -253,7 +254,7 @@ class VastClient:
             answer.raise_for_status()
             told = answer.json()
             if not isinstance(told, Mapping) or not told.get("success"):
-                fault = fault_of(200, answer.text)
+                fault = fault_of(200, self._without_key(answer.text))
                 # A destroy that was not taken on is asked for again, unless it says why that is no use.
                 raise fault if type(fault) is not VastError else TryAgain(str(fault))
 
@@ -276,7 +277,7 @@ class VastClient:
             told = self._safely("logs", lambda: self._sdk.logs(identity, tail=str(lines), daemon_logs=True))
         except (TimeoutError, requests.RequestException):
             raise TryAgain(f"vast.ai: the logs of instance {identity} did not come") from None
-        return told if isinstance(told, str) else _text(told)
+        return self._without_key(told) if isinstance(told, str) else self._text(told)
 
     def credit(self) -> float:
         """What the account may spend yet, in $."""
@@ -317,31 +318,31 @@ class VastClient:
         try:
             return ask()
         except requests.HTTPError as error:
-            raise fault_of(*_answer_of(error)) from None
+            raise fault_of(*self._answer_of(error)) from None
         except requests.RequestException as error:
             # Also where an answer is no JSON: a proxy's page, or half of one.
             raise TryAgain(f"vast.ai: {self._told(error)}") from None
 
     def _told(self, error: Exception) -> str:
-        """What happened, without the key, which a library might put into a message."""
-        key = self._key.get_secret_value()
-        text = f"{type(error).__name__}: {error}"
-        return text.replace(key, "…")[:300] if key else text[:300]
+        """What happened, as a library tells it."""
+        return self._without_key(f"{type(error).__name__}: {error}")[:300]
 
+    def _answer_of(self, error: requests.HTTPError) -> tuple[int, str, str | None]:
+        """Status, body and Retry-After of an answer that is an error."""
+        answer = error.response
+        assert answer is not None
+        return answer.status_code, self._without_key(answer.text), answer.headers.get("Retry-After")
 
-def _answer_of(error: requests.HTTPError) -> tuple[int, str, str | None]:
-    """Status, body and Retry-After of an answer that is an error."""
-    answer = error.response
-    assert answer is not None
-    return answer.status_code, answer.text, answer.headers.get("Retry-After")
+    def _text(self, answer: object) -> str:
+        """An answer as it may be shown."""
+        try:
+            return redacted(self._without_key(json.dumps(answer)))
+        except (TypeError, ValueError):
+            return redacted(self._without_key(str(answer)))
 
-
-def _text(answer: object) -> str:
-    """An answer as it may be shown."""
-    try:
-        return redacted(json.dumps(answer))
-    except (TypeError, ValueError):
-        return redacted(str(answer))
+    def _without_key(self, text: str) -> str:
+        """An answer may repeat the request, and a library put it into a message."""
+        return without(text, [self._key.get_secret_value()])
 
 
 class _Pace:

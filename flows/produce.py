@@ -20,7 +20,6 @@ from uuid import uuid4
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
-from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
 from blocks.fleet import open_fleet
@@ -45,6 +44,7 @@ from tasks.approval import Declined, approved
 from tasks.batch_lease import BatchLease, batch_lease
 from tasks.events import announce, announce_outcome
 from tasks.locks import held
+from tasks.logs import batch_log, run_logger
 from tasks.making import make_takes
 from tasks.production import Production
 from tasks.publish import publish_batch
@@ -66,8 +66,9 @@ async def give_hosts_back(flow: Any, flow_run: Any, state: State[Any]) -> None:
     parameters = ProduceParameters.model_validate(flow_run.parameters["parameters"])
     fleet = await open_fleet(parameters.fleet)
     if fleet.rent is not None:
-        store = await open_store(parameters.store)
-        await give_back_of(str(flow_run.id), fleet, store, f"its run is {state.name}")
+        with batch_log(parameters.batch_name):
+            store = await open_store(parameters.store)
+            await give_back_of(str(flow_run.id), fleet, store, f"its run is {state.name}")
 
 
 @flow(
@@ -79,6 +80,11 @@ async def give_hosts_back(flow: Any, flow_run: Any, state: State[Any]) -> None:
 )
 async def produce(parameters: ProduceParameters) -> State[Any]:
     """Produces a batch: plans the script, makes what is missing, assembles, publishes."""
+    with batch_log(parameters.batch_name):
+        return await _produced(parameters)
+
+
+async def _produced(parameters: ProduceParameters) -> State[Any]:
     began = time.monotonic()
     try:
         fleet = await open_fleet(parameters.fleet)
@@ -101,6 +107,7 @@ async def produce(parameters: ProduceParameters) -> State[Any]:
         return Failed(message=str(error), data=error)
     summary = _summary(manifest, batch, store, time.monotonic() - began)
     announce_outcome(summary)
+    run_logger().info("ends: %s", summary.told)
     if faults := summary.faults:
         reasons = "; ".join(f"{shot.shot_id}: {shot.step}: {shot.reason}" for shot in faults[:20])
         message = f"{len(faults)} of {summary.shots} shots are not done. {reasons}"
@@ -124,7 +131,7 @@ async def _only_run(store: Store, batch: str) -> AsyncIterator[BatchLease | None
         if not store.is_shared:
             yield None
             return
-        waits = f"{batch}: waits for another run that is at work on it"
+        waits = "waits for another run that is at work on it"
         # Runs of this Prefect server wait here for one another, those of others in the store.
         async with held(batch_limit(store, batch), waits, fenced=False), batch_lease(store, batch) as lease:
             yield lease
@@ -146,9 +153,7 @@ async def _produce(
     batch = await asyncio.to_thread(_open_batch, parameters, plan, store)
     # With the clips that narrations turned out to need.
     await asyncio.to_thread(write_planned, store, plan, parameters.batch_name, run_id, started)
-    get_run_logger().info(
-        "%s: %d of %d takes are done already", batch.name, len(batch.takes), len(plan.steps)
-    )
+    run_logger().info("begins: %s", batch.told)
     if parameters.approve:
         parameters = await approved(parameters, batch)
     batch = _batch(parameters, plan, batch.found)
@@ -224,7 +229,7 @@ async def _decide(decisions: list[Decision], plan: Plan, store: Store, batch: st
     decided = await asyncio.to_thread(do)
     for note in decided.notes:
         tell(note)
-    get_run_logger().info("%s: %d takes decided about", batch, len(decided.changed))
+    run_logger().info("%d takes decided about", len(decided.changed))
 
 
 async def _bring(store: Store) -> None:

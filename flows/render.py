@@ -31,6 +31,7 @@ from callsheet.store import Store
 from callsheet.undelivered import bring
 from flows.deploying import deployed
 from tasks.locks import Lease, held
+from tasks.logs import batch_log, run_logger
 from tasks.making import make_takes
 from tasks.production import Production
 
@@ -61,12 +62,17 @@ class RenderParameters(BaseModel):
 @flow(name="render", persist_result=False)
 async def render(parameters: RenderParameters) -> State[Any]:
     """Makes the takes of one shard."""
+    with batch_log(file_name(parameters.batch)):
+        return await _rendered(parameters)
+
+
+async def _rendered(parameters: RenderParameters) -> State[Any]:
     try:
         store = await open_store(parameters.store)
         with scratch_folder() as scratch:
             # Before anything is looked at: what another run of the shard makes meanwhile would be made twice.
             async with held(
-                parameters.limit, "another run makes this shard; waits for it", fenced=True
+                parameters.limit, "waits for another run that makes this shard", fenced=True
             ) as lease:
                 result = await _render(parameters, store, scratch, lease)
     except (LeaseLost, StoreFault, httpx.HTTPError) as error:
@@ -88,6 +94,7 @@ async def _render(parameters: RenderParameters, store: Store, scratch: Path, lea
     if store.is_shared:
         await asyncio.to_thread(bring, store)  # what a run that died on this machine made and did not bring
     batch = await asyncio.to_thread(_open_shard, parameters, store, scratch)
+    run_logger().info("shard %d begins: %s", parameters.shard, batch.told)
     production = Production(
         batch, store, scratch, run_name(flow_run), lease, undelivered_gb=parameters.undelivered_gb
     )

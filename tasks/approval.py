@@ -77,8 +77,8 @@ async def approved(parameters: ProduceParameters, batch: Batch) -> ProduceParame
         reason = f"nobody approved the plan within {parameters.approve_hours:g} hours"
         await _cancel(reason)
         raise Declined(reason) from None
-    if approval.note:
-        tell(f"approval: {approval.note}", logging.INFO)
+    note = f": {approval.note}" if approval.note else ""
+    tell(f"the plan was {'' if approval.go else 'not '}approved{note}", logging.INFO)
     if not approval.go:
         raise Declined("the plan was not approved")
     left_out = [*parameters.leave_out, *approval.left_out]

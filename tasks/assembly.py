@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import task
-from prefect.logging import get_run_logger
 
-from callsheet.errors import reason_of
 from callsheet.media.assembly import ClipParts, build_clip, build_programme
 from callsheet.media.audio import OUTPUT_RATE, audio_seconds, read_sound
 from callsheet.media.loudness import Loudness
@@ -29,8 +27,8 @@ from callsheet.plan import (
     clip_seconds,
 )
 from callsheet.takes import Attempt, Check
-from tasks.checks import settle_failure
-from tasks.keeping import commit, keep, keep_poster
+from tasks.checks import settle_attempt, settle_failure
+from tasks.keeping import keep, keep_poster
 from tasks.narration import narration
 from tasks.policy import UNCACHED
 from tasks.production import Production
@@ -101,14 +99,13 @@ async def clip_parts(production: Production, shot: ShotPlan) -> ClipParts:
 
 async def _build(production: Production, step: Step) -> Built | None:
     """Builds what the step says; None where that failed, which is settled then."""
-    get_run_logger().info("%s: %s", production.batch.name, step.name)
     started = time.monotonic()
     try:
         run = assemble_clip if step.kind == "clip" else assemble_programme
         built = await run(step.name, step.key)
         production.drop(_used_up(production, step))
     except Exception as error:  # it costs its shot and not the batch
-        await _settle(production, step, error)
+        await settle_failure(production, step, None, error)
         return None
     return replace(built, seconds=round(time.monotonic() - started, 3))
 
@@ -116,7 +113,6 @@ async def _build(production: Production, step: Step) -> Built | None:
 async def _keep(production: Production, step: Step, built: Built) -> None:
     """Brings what was built into the store and commits it."""
     production.looked_at()
-    logger = get_run_logger()
     try:
         n = production.batch.attempt_number(step)
         length = next((check.value for check in built.checks if check.name == "seconds"), 0.0)
@@ -125,19 +121,9 @@ async def _keep(production: Production, step: Step, built: Built) -> None:
             await asyncio.to_thread(keep_poster, production, step.key, built.path)
         attempt = Attempt(n=n, length=length, seconds=built.seconds, checks=tuple(built.checks))
         attempt = await keep(production, step, attempt, built.path, wanted=_in_programme(production, step))
-        async with production.changing() as batch:
-            sidecar = batch.add_attempt(step, attempt)
-        if attempt.faults:
-            logger.warning("%s: %s: %s", production.batch.name, step.name, "; ".join(attempt.faults))
-        if sidecar is not None:
-            await commit(production, step, sidecar)
+        await settle_attempt(production, step, None, attempt)
     except Exception as error:
-        await _settle(production, step, error)
-
-
-async def _settle(production: Production, step: Step, error: Exception) -> None:
-    get_run_logger().warning("%s: %s failed: %s", production.batch.name, step.name, reason_of(error))
-    await settle_failure(production, step, None, error)
+        await settle_failure(production, step, None, error)
 
 
 def _in_programme(production: Production, step: Step) -> bool:

@@ -35,7 +35,7 @@ class BatchLease(StoreLease):
 async def batch_lease(store: Store, batch: str) -> AsyncIterator[BatchLease]:
     """Held by the one run that works on ``batch``; waits while another one, on any machine, is alive."""
     lease = BatchLease(store, lease_path(batch))
-    await _take(lease, batch)
+    await _take(lease)
     async with kept(lease):
         yield lease
 
@@ -54,13 +54,13 @@ async def kept(lease: BatchLease) -> AsyncIterator[None]:
             await asyncio.to_thread(lease.give_back)
 
 
-async def _take(lease: StoreLease, batch: str) -> None:
+async def _take(lease: StoreLease) -> None:
     told = False
     while not await asyncio.to_thread(lease.try_take):
         if not told:
             told = True
             tell(
-                f"{batch}: waits for another run that is at work on it, or that was killed less than "
+                "waits for another run that is at work on it, or that was killed less than "
                 f"{scaled(LEASE_SECONDS):.0f} s ago"
             )
         await asyncio.sleep(scaled(_LOOK_SECONDS))

@@ -10,7 +10,6 @@ from typing import Any
 import av
 import soundfile
 from prefect import task
-from prefect.logging import get_run_logger
 
 from callsheet.engines.comfyui_answers import Lost
 from callsheet.engines.speech import CosyVoice
@@ -23,6 +22,7 @@ from callsheet.media.video import check_image, check_video, probe_video
 from callsheet.plan import PictureInputs, SpeechInputs, Step, heard_seconds
 from callsheet.takes import Attempt, Check, Sidecar, SpokenPiece
 from tasks.keeping import commit, keep
+from tasks.logs import log_fault, run_logger, step_line
 from tasks.policy import UNCACHED
 from tasks.production import Made, Production
 from tasks.visuals import fetch_result
@@ -69,14 +69,7 @@ async def keep_attempt(
         production.looked_at()
         if made.path is not None:
             attempt = await keep(production, step, attempt, made.path, wanted=attempt.passed)
-        if attempt.faults:
-            get_run_logger().warning(
-                "%s: %s on %s: attempt %d: %s",
-                production.batch.name, step.name, lane.name, attempt.n, "; ".join(attempt.faults),
-            )  # fmt: skip
-        async with production.changing() as batch:
-            sidecar = batch.add_attempt(step, attempt)
-        await _commit(production, step, sidecar)
+        await settle_attempt(production, step, lane, attempt)
     except Lost as fault:
         async with production.changing() as batch:
             made_again = batch.again(step)
@@ -89,16 +82,36 @@ async def keep_attempt(
         await settle_failure(production, step, None, error)
 
 
+async def settle_attempt(production: Production, step: Step, lane: Lane | None, attempt: Attempt) -> None:
+    """An attempt was looked at: it is the take, is made again, or is what the shot is given up for."""
+    async with production.changing() as batch:
+        sidecar = batch.add_attempt(step, attempt)
+        is_over = step.key in batch.queue.failures
+    if sidecar is None:
+        what = "could not be used" if is_over else "is made again"
+        text = f"attempt {attempt.n} {what}: {'; '.join(attempt.faults)}"
+        run_logger().warning("%s", step_line(step, lane, text))
+    await _commit(production, step, sidecar)
+
+
 async def settle_failure(production: Production, step: Step, lane: Lane | None, error: Exception) -> None:
     """Does what the error's policy says: another lane, the best attempt so far, or the shot is given up."""
     async with production.changing() as batch:
+        left_out_before = set(batch.queue.quarantined)
         sidecar = batch.fail(step, lane, error)
-        if step.key in batch.queue.failures:
+        is_over = step.key in batch.queue.failures
+        if is_over:
             production.forget(step.key)
+    what = f"failed: {reason_of(error)}"
+    if left_out := set(batch.queue.quarantined) - left_out_before:
+        what += f"; host {', '.join(left_out)} is left out"
+    if not is_over and sidecar is None:
+        what += "; another lane makes it"
+    log_fault(step_line(step, lane, what), error)
     try:
         await _commit(production, step, sidecar)
     except Exception as fault:
-        get_run_logger().error("%s: %s: %s", production.batch.name, step.name, reason_of(fault))
+        log_fault(step_line(step, lane, f"failed: {reason_of(fault)}"), fault)
         async with production.changing() as batch:
             batch.queue.fail(step, None, fault)
 

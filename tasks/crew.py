@@ -15,15 +15,16 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from callsheet.errors import CallsheetError, reason_of
+from callsheet.errors import CallsheetError
 from callsheet.fleet import Fleet, Host, Lane
 from callsheet.limits import limits_of
 from callsheet.plan import ASSEMBLY, lanes_for
 from callsheet.timing import scaled
 from tasks.hosts import open_hosts
+from tasks.lanes import leave_out
+from tasks.logs import run_logger
 from tasks.production import Production
 from tasks.turns import run_lane
-from tasks.watching import tell
 
 #: How often, without any lane, it is looked whether what the hosts on their way are waited for is still there.
 LOOK_SECONDS = 5.0
@@ -92,8 +93,14 @@ class Crew:
     def _end(self, lane: Lane, task: asyncio.Task[Any]) -> None:
         """A lane has nothing to do any more. A host that is left out goes with its last."""
         task.result()
-        if not any(other.host.name == lane.host.name for other in self._lanes.values()):
-            self._beside(self._let_go(lane.host))
+        host = lane.host.name
+        if any(other.host.name == host for other in self._lanes.values()):
+            return
+        if host in self._production.present and host not in self._queue.quarantined:
+            work = [time for time in self._production.batch.lane_times() if time.host == host]
+            steps, seconds = sum(time.steps for time in work), sum(time.busy + time.swapping for time in work)
+            run_logger().info("host %s leaves: %d steps, %.1f s of its engines", host, steps, seconds)
+        self._beside(self._let_go(lane.host))
 
     async def _let_go(self, host: Host) -> None:
         """Gives a host back that was left out, once what it has made is fetched; what it never was costs its shots only."""
@@ -112,9 +119,7 @@ class Crew:
                 await self._production.join(came)
                 await self._begin(self._production.batch.plan.fleet.with_hosts([came]))
             except Exception as error:  # it costs this host and not the batch
-                tell(f"host {came.name} is left out: {reason_of(error)}")
-                async with self._production.changing() as batch:
-                    batch.queue.quarantine(came.name, reason_of(error))
+                await leave_out(self._production, came, error)
                 self._beside(self._let_go(came))
         self._arrival = None
         await self._expect()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from callsheet.plan import ASSEMBLY, Step
 from callsheet.publishing import poster_of
 from callsheet.resume import find_take
 from callsheet.takes import Attempt, Sidecar, sidecar_path
+from tasks.logs import run_logger, take_line
 from tasks.production import Production
 from tasks.watching import tell
 
@@ -58,7 +60,7 @@ async def _spooled(
 
 
 async def commit(production: Production, step: Step, sidecar: Sidecar) -> None:
-    """Writes the sidecar, which makes the take one, and lets go what waited for it.
+    """Writes the sidecar, which makes the take one, says so, and lets go what waited for it.
 
     Where another run has committed the same take meanwhile, that one is used.
 
@@ -70,6 +72,9 @@ async def commit(production: Production, step: Step, sidecar: Sidecar) -> None:
     production.undelivered.remove(step.key)
     async with production.changing() as batch:
         batch.commit(step, committed, ours=committed == sidecar)
+    if committed == sidecar:
+        level = logging.WARNING if sidecar.needs_review else logging.INFO
+        run_logger().log(level, "%s", take_line(step, sidecar))
 
 
 def _write_sidecar(production: Production, step: Step, sidecar: Sidecar) -> Sidecar:

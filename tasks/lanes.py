@@ -9,23 +9,25 @@ takes its slot, and when it gives it back, is `tasks.turns`' business.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from prefect import task
-from prefect.logging import get_run_logger
 
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.http import Unreachable
 from callsheet.errors import BadOutput, CallsheetError, HostFault, Transient, reason_of
-from callsheet.fleet import Lane
+from callsheet.fleet import Host, Lane
 from callsheet.limits import GPU_TAG
 from callsheet.plan import Step
 from tasks.canary import hear_canary
 from tasks.checks import keep_attempt, settle_failure
+from tasks.logs import run_logger
 from tasks.policy import RETRIED, UNCACHED, delays
 from tasks.production import Made, Production, Turn
 from tasks.speech import synthesize_speech
 from tasks.visuals import generate_avatar, generate_image, generate_video
+from tasks.watching import tell
 
 TASK_OF = {
     "speech": synthesize_speech,
@@ -52,7 +54,6 @@ async def _pull(production: Production, lane: Lane, turn: Turn) -> int:
         try:
             await _do(production, step, lane)
         except Exception as error:  # a defect: the step is nobody's any more, and would be waited for
-            get_run_logger().exception("%s: %s", step.name, reason_of(error))
             await settle_failure(production, step, lane, error)
         finally:
             await production.end_step(turn)
@@ -65,13 +66,23 @@ async def is_ready(production: Production, lane: Lane) -> bool:
     try:
         await reach_engine.with_options(retry_delay_seconds=delays())(lane.name)
     except CallsheetError as error:
-        get_run_logger().error(
-            "%s: host %s is left out: %s", production.batch.name, lane.host.name, reason_of(error)
-        )
-        async with production.changing() as batch:
-            batch.queue.quarantine(lane.host.name, reason_of(error))
+        await leave_out(production, lane.host, error)
         return False
+    host = lane.host.name
+    if host not in production.present:
+        production.present.add(host)
+        lanes = sum(other.host.name == host for other in production.batch.queue.lanes.values())
+        run_logger().info("host %s joins with %d lane%s", host, lanes, "s" * (lanes > 1))
     return True
+
+
+async def leave_out(production: Production, host: Host, error: Exception) -> None:
+    """Takes a host out of the batch; of its lanes the first says so."""
+    async with production.changing() as batch:
+        is_first = host.name not in batch.queue.quarantined
+        batch.queue.quarantine(host.name, reason_of(error))
+    if is_first:
+        tell(f"host {host.name} is left out: {reason_of(error)}", logging.ERROR)
 
 
 @task(name="reach_engine", task_run_name="is {lane_name} there", **RETRIED)
@@ -98,8 +109,6 @@ async def _or_host_fault(production: Production, error: Exception | None, lane: 
 
 async def _do(production: Production, step: Step, lane: Lane) -> None:
     """One step on this lane. What it made is checked and kept beside the lane, which goes on meanwhile."""
-    logger = get_run_logger()
-    logger.info("%s: %s on %s", production.batch.name, step.name, lane.name)
     made: Made | None = None
     failure: Exception | None = None
     started: float | None = None
@@ -130,7 +139,4 @@ async def _do(production: Production, step: Step, lane: Lane) -> None:
         made = Made(None, production.batch.seed_of(step), error=reason_of(failure))
         await production.in_background(keep_attempt(production, step, lane, made, seconds, cost))
     elif failure is not None:
-        logger.warning(
-            "%s: %s failed on %s: %s", production.batch.name, step.name, lane.name, reason_of(failure)
-        )
         await settle_failure(production, step, lane, failure)

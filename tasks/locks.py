@@ -41,7 +41,8 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from callsheet.errors import BadInput, HostLacks, LeaseLost, reason_of
 from callsheet.limits import GPU_LIMIT, GPU_TAG, is_lane_limit, waiting_limit
 from callsheet.timing import clock, scaled
-from tasks.watching import run_logger, tell_watcher
+from tasks.logs import run_logger
+from tasks.watching import tell_watcher
 
 #: How long a lease lasts without being renewed: the least that Prefect allows.
 LEASE_SECONDS = 60.0

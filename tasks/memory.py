@@ -14,14 +14,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from prefect.logging import get_run_logger
-
 from callsheet.engines.comfyui import ComfyUI
 from callsheet.engines.speech import CosyVoice
 from callsheet.errors import CallsheetError, reason_of
 from callsheet.fleet import Lane
 from callsheet.limits import vram_limit, vram_slots
 from tasks.locks import Lease, Locks
+from tasks.logs import run_logger
 
 #: The client of an engine.
 Client = CosyVoice | ComfyUI
@@ -101,7 +100,7 @@ class GpuMemory:
                 await client.free()
                 self._unloaded(share.lane.engine_name)
             except CallsheetError as error:
-                get_run_logger().warning(
+                run_logger().warning(
                     "%s may still hold its model: %s", share.lane.engine_name, reason_of(error)
                 )
         engine.share = None

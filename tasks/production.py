@@ -180,6 +180,10 @@ class Production:
         self.locks: Locks
         self.memory: GpuMemory
         self.turns: dict[str, Turn] = {}
+        #: Hosts that have answered.
+        self.present: set[str] = set()
+        #: Lanes whose slot of the tag could not be had when they last asked, which was said then.
+        self.slotless: set[str] = set()
         #: Lanes that are on their way to their place.
         self.coming: set[str] = set()
         self.turn_seconds = batch.plan.fleet.lane_minutes * 60

@@ -7,7 +7,6 @@ import threading
 from functools import partial
 
 from prefect import task
-from prefect.logging import get_run_logger
 
 from callsheet.errors import LeaseLost
 from callsheet.manifest import Manifest
@@ -45,7 +44,4 @@ async def publish_batch(batch_name: str, started: str) -> Manifest:
         production.deliveries.patience.end()
         await asyncio.wait([publishing])
         raise
-    get_run_logger().info(
-        "%s: %d of %d shots published", batch_name, manifest.totals.done, manifest.totals.shots
-    )
     return manifest

@@ -43,9 +43,10 @@ from callsheet.verdicts import Lacks, Never, NotYet, Suspect
 from tasks.arrivals import Arrivals
 from tasks.host_use import AWAY, alone_with, forget_host, server_id
 from tasks.locks import POLL_SECONDS, Lease, Locks, ended_by, held
+from tasks.logs import run_logger
 from tasks.outfit import Outfitter, ask_agent, has_agent, touch
 from tasks.readiness import Probe
-from tasks.watching import run_logger, tell
+from tasks.watching import tell
 
 #: One order at a time, over all runs.
 CREATE_LIMIT = "vast-create"

@@ -23,7 +23,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import get_run_logger
 from prefect.states import Crashed
 
 from callsheet.batch import Batch
@@ -92,7 +91,7 @@ class ShardKeeper:
         self.undelivered_gb = undelivered_gb
         self.client, self.batch, self.store, self.setting = client, batch, store, setting
         self.run_id, self.deployment = run_id, deployment
-        self.logger = get_run_logger()
+        self.is_away = False
         self.is_taken_up = False
         self.left = batch.max_cost
         self.numbers = itertools.count()
@@ -120,10 +119,13 @@ class ShardKeeper:
         while left := [shard for shard in shards if shard.result is None]:
             try:
                 await self.look(left)
+                self.is_away = False
             except (httpx.TransportError, httpx.HTTPStatusError, StoreFault) as error:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
                     raise
-                self.logger.warning("%s: its shards cannot be looked after: %s", self.batch.name, error)
+                if not self.is_away:  # said once
+                    self.tell(f"its shards cannot be looked after: {error}")
+                self.is_away = True
             await asyncio.sleep(scaled(LOOK_SECONDS))
 
     async def look(self, shards: Sequence[_Shard]) -> None:
@@ -266,7 +268,7 @@ class ShardKeeper:
         )
 
     def tell(self, text: str, level: int = logging.WARNING) -> None:
-        tell(f"{self.batch.name}: {text}", level)
+        tell(text, level)
 
     async def cancel(self) -> None:
         """Lets no run begin any more, and ends those that are on their way or at work."""

@@ -70,7 +70,7 @@ async def end_earlier_shards(store: Store, batch: str) -> None:
             if not told:
                 told = True
                 tell(
-                    f"{batch}: waits for {len(held)} shards of an earlier run, which are at work yet; where no worker "
+                    f"waits for {len(held)} shards of an earlier run, which are at work yet; where no worker "
                     f"is at work any more, free them with: "
                     + "; ".join(f"prefect gcl update {limit.name} --active-slots 0" for limit in held[:3])
                 )

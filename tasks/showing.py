@@ -33,10 +33,12 @@ from callsheet.manifest import CONTACT_SHEET, LaneTime, Manifest, ManifestShot, 
 from callsheet.media.contact_sheet import Print, contact_sheet
 from callsheet.store import Store
 from callsheet.takes import Sidecar
-from tasks.watching import run_logger
+from tasks.logs import run_logger
 
 #: How often the bar is moved.
 SHOW_SECONDS = 3.0
+#: What an artifact that could not be written comes to.
+LEFT_OUT = object()
 #: So many shots are in the table; the UI suffers from more, and the report has them all.
 MOST_ROWS = 500
 #: So many pictures are on the contact sheet.
@@ -58,12 +60,13 @@ async def shown_progress(batch: Batch) -> AsyncIterator[None]:
         return
 
     async def keep_showing() -> None:
-        shown = -1.0
+        shown, is_away = -1.0, False
         while True:
             await asyncio.sleep(SHOW_SECONDS)
             if (now := _progress(batch)) != shown:
                 shown = now
-                await _try(aupdate_progress_artifact(bar, progress=now))
+                answer = await _try(aupdate_progress_artifact(bar, progress=now), silently=is_away)
+                is_away = answer is LEFT_OUT
 
     showing = asyncio.create_task(keep_showing())
     try:
@@ -233,9 +236,11 @@ def artifact_key(what: str, batch: str) -> str:
     return f"{what}-{re.sub('[^a-z0-9]+', '-', batch.lower()).strip('-')}".strip("-")
 
 
-async def _try(request: Awaitable[Any]) -> Any:
+async def _try(request: Awaitable[Any], *, silently: bool = False) -> Any:
+    """What the request came to; LEFT_OUT where it failed, which is said unless ``silently``."""
     try:
         return await request
     except (httpx.HTTPError, PrefectException) as error:
-        run_logger().warning("An artifact was left out: %s", error)
-        return None
+        if not silently:
+            run_logger().warning("an artifact was left out: %s", error)
+        return LEFT_OUT

@@ -20,15 +20,14 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 
-from prefect.logging import get_run_logger
-
-from callsheet.errors import HostFault, reason_of
+from callsheet.errors import CallsheetError, reason_of
 from callsheet.fleet import Lane
 from callsheet.limits import GPU_LIMIT, lane_limit, vram_limit, vram_slots
 from callsheet.plan import Step
 from callsheet.timing import scaled
-from tasks.lanes import gpu_lane, is_ready
+from tasks.lanes import gpu_lane, is_ready, leave_out
 from tasks.locks import POLL_SECONDS, Lease
+from tasks.logs import log_fault
 from tasks.memory import Share
 from tasks.production import Production, Turn
 
@@ -51,12 +50,9 @@ async def run_lane(lane_name: str) -> None:
         except Exception as error:  # a defect of ours, or Prefect's: it costs the host and not the batch
             if ends():
                 raise asyncio.CancelledError from error
-            if isinstance(error, HostFault):
-                get_run_logger().error("%s: %s", lane.name, reason_of(error))
-            else:
-                get_run_logger().exception("%s: %s", lane.name, reason_of(error))
-            async with production.changing() as batch:
-                batch.queue.quarantine(lane.host.name, reason_of(error))
+            if not isinstance(error, CallsheetError):
+                log_fault(f"{lane.name}: {reason_of(error)}", error)
+            await leave_out(production, lane.host, error)
 
 
 async def _work(production: Production, lane: Lane) -> None:
@@ -144,11 +140,14 @@ async def _take(production: Production, lane: Lane, turn: Turn) -> None:
                     await announced.enter_async_context(production.locks.announced(GPU_LIMIT))
                     await first()
         await work
+        production.slotless.discard(lane.name)
     except Exception as error:
         if ends():  # a slot that could not be given back hides that all is over
             raise asyncio.CancelledError from error
         # The steps see to their own failures: this is the slot, which could not be had or given back.
-        get_run_logger().warning("%s: no slot of the tag gpu: %s", lane.name, reason_of(error))
+        if lane.name not in production.slotless:
+            log_fault(f"{lane.name}: no slot of the tag gpu: {reason_of(error)}", error)
+        production.slotless.add(lane.name)
         await asyncio.sleep(scaled(POLL_SECONDS))
     finally:
         begun.cancel()

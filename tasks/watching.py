@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Protocol
 
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_logger, get_run_logger
-
 from callsheet.batch import Batch
+from tasks.logs import run_logger
 
 _watcher: ContextVar[Watcher | None] = ContextVar("callsheet_watcher", default=None)
 
@@ -48,14 +46,6 @@ def tell_watcher(text: str) -> None:
     """Lets a person at the terminal know."""
     if seen := watcher():
         seen.told(text)
-
-
-def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """The log of the flow run; that of Callsheet where there is none, as in the hook of a run that died."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return get_logger("callsheet")
 
 
 def tell(text: str, level: int = logging.WARNING) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import time
 import uuid
 from enum import StrEnum
@@ -40,6 +41,7 @@ from callsheet.engines.http import (
     credentials,
     open_client,
     refuse,
+    text_of,
     translated_faults,
     waiting,
 )
@@ -459,10 +461,10 @@ class ComfyUI:
         if "X-Portal-Placeholder" in answer.headers:
             raise Transient(f"{self.name}: its proxy answers, the application is not up")
         try:
-            content = answer.json()
+            content = json.loads(text_of(answer))
         except ValueError:
             raise Transient(
-                f"{self.name}: answered something that is no JSON: {answer.text[:80]!r}"
+                f"{self.name}: answered something that is no JSON: {text_of(answer)[:80]!r}"
             ) from None
         return content if isinstance(content, dict) else {}
 

@@ -7,7 +7,6 @@ async with open_client("http://127.0.0.1:8080", token=None) as client:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 
 from callsheet.errors import BadInput, HostFault, Refused, Transient
 from callsheet.fleet import TokenPlace
+from callsheet.hiding import quiet_http_log, without
 from callsheet.timing import scaled
 
 #: A host that does not accept a connection within this is not there; it says nothing about slow work.
@@ -26,6 +26,10 @@ LEAST_CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 30.0
 
 
+#: Where a request keeps the token that it shows, so that its answer can be read without it.
+_TOKEN = "callsheet.token"  # noqa: S105  the name of a field
+
+
 class Unreachable(Transient):
     """Nobody listens, or the name is unknown. Worth a retry; when that fails too, the host is at fault."""
 
@@ -33,13 +37,27 @@ class Unreachable(Transient):
 def credentials(
     token: SecretStr | None, place: TokenPlace = "header", name: str = "token"
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The headers and the query that show a token: as a bearer, in a cookie, or in the query, called ``name``."""
+    """The headers and the query that show a token: as a bearer, in a cookie, or in the query, called ``name``.
+
+    Raises:
+        BadInput: no header may hold such a token.
+    """
     if token is None:
         return {}, {}
+    check_token(token)
     secret = token.get_secret_value()
     if place == "query":
         return {}, {name: secret}
     return {"Cookie": f"{name}={secret}"} if place == "cookie" else {"Authorization": f"Bearer {secret}"}, {}
+
+
+def check_token(token: SecretStr) -> None:
+    """Raises BadInput where no header may hold the token: httpx's own message about that repeats the header."""
+    secret = token.get_secret_value()
+    if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise BadInput(
+            "the token is empty, or holds a blank, a line's end or a letter that no header may; expected it as it was given out"
+        )
 
 
 def open_client(
@@ -47,12 +65,23 @@ def open_client(
 ) -> httpx.AsyncClient:
     """A client for the server at ``url``. A token goes into a header, or where the proxy before it wants it."""
     headers, params = credentials(token, place, name)
-    if params:
-        # httpx logs the address of each request, and this one's holds the secret.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+    quiet_http_log()
+
+    async def note(request: httpx.Request) -> None:
+        request.extensions[_TOKEN] = token.get_secret_value() if token is not None else ""
+
     return httpx.AsyncClient(
-        base_url=url.rstrip("/"), headers=headers, params=params, timeout=waiting(ANSWER_SECONDS)
+        base_url=url.rstrip("/"),
+        headers=headers,
+        params=params,
+        timeout=waiting(ANSWER_SECONDS),
+        event_hooks={"request": [note]},
     )
+
+
+def text_of(answer: httpx.Response) -> str:
+    """What a server answered, without the token that it was shown: servers and proxies that fail may repeat the request."""
+    return without(answer.text, [answer.request.extensions.get(_TOKEN, "")])
 
 
 def waiting(seconds: float) -> httpx.Timeout:
@@ -79,7 +108,8 @@ async def refuse(engine: str, answer: httpx.Response) -> None:
     """Raises what a status other than 2xx means; the body's first 300 characters say why."""
     if answer.is_success:
         return
-    body = " ".join((await answer.aread()).decode(errors="replace").split())[:300]
+    await answer.aread()
+    body = " ".join(text_of(answer).split())[:300]
     message = f"{engine}: answered {answer.status_code}" + (f": {body}" if body else "")
     if answer.is_redirect or answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         # A proxy that wants a token sends a page away to where one logs in.

@@ -12,6 +12,7 @@ they send can be told from half of it but by listening: whoever calls this check
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ import soundfile
 from pydantic import SecretStr
 
 from callsheet.engines.flights import Flight, Flights
-from callsheet.engines.http import open_client, refuse, translated_faults, waiting
+from callsheet.engines.http import open_client, refuse, text_of, translated_faults, waiting
 from callsheet.engines.instructions import INSTRUCTIONS, SpeechMode
 from callsheet.errors import BadInput, BadOutput, HostFault, HostLacks, Transient
 from callsheet.fleet import CosyVoiceModel
@@ -249,7 +250,7 @@ class LightTTS(CosyVoice):
             answer = await self._http.get("/query_tts_model")
             await refuse(self.name, answer)
             try:
-                return [str(style) for style in answer.json()["tts_models"]]
+                return [str(style) for style in json.loads(text_of(answer))["tts_models"]]
             except (ValueError, KeyError, TypeError):
                 raise HostFault(f"{self.name}: /query_tts_model answered no list of models") from None
 

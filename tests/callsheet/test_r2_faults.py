@@ -198,3 +198,13 @@ def test_a_large_file_goes_in_equal_parts_and_is_compared(
 def test_digests_of_bytes_and_of_a_file_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(CONTENT)
     assert Digests.of_file(tmp_path / "a.bin") == Digests.of_bytes(CONTENT)
+
+
+def test_a_store_that_repeats_the_request_shows_no_key(s3: str, proxy: FaultyProxy) -> None:
+    bucket(s3, "echoing")
+    keys = SecretStr("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    store = R2Store(R2Settings(proxy.url, "echoing", "AKIAIOSFODNN7EXAMPLE", keys, "p"))
+    proxy.fail("/p/a.bin", "S3 echo")
+    with pytest.raises(StoreFault, match=r"InvalidRequest Authorization: .*Credential=…/") as fault:
+        store.put("a.bin", b"x")
+    assert "AKIAIOSFODNN7EXAMPLE" not in str(fault.value)

@@ -300,8 +300,44 @@ def test_image_by_address_is_fetched_once_and_hashed(
     address = f"{draft_host}/view?filename=blue.png&type=input"
     rows = [{"shot_id": name, "visual": "wan_i2v", "prompt": "x", "image": address} for name in "ab"]
     script = read(write_script(*rows), downloads=Downloads(tmp_path / "inputs"))
-    assert script.images[address].path.read_bytes() == (tmp_path / "blue.png").read_bytes()
-    assert [file.name for file in (tmp_path / "inputs").iterdir()] == [script.images[address].sha256]
+    (image,) = script.images.values()
+    assert image.path.read_bytes() == (tmp_path / "blue.png").read_bytes()
+    assert [file.name for file in (tmp_path / "inputs").iterdir()] == [image.sha256]
+
+
+def test_what_an_address_holds_behind_its_question_mark_is_forgotten_once_it_is_fetched(
+    read: Callable[..., Script], write_script: Write, tmp_path: Path, draft_host: str
+) -> None:
+    """Plans travel through the store, and a signature is as good as a key for as long as it lasts."""
+    import httpx
+
+    files = {}
+    for name in ("blue.png", "red.png"):
+        PIL.Image.new("RGB", (64, 64), name.removesuffix(".png")).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        httpx.post(f"{draft_host}/upload/image", files={"image": (name, content)})
+        files[name] = content
+    row = {"visual": "wan_i2v", "prompt": "x"}
+    rows = [
+        row | {"shot_id": name, "image": f"{draft_host}/view?filename={name}&type=input&sig=5f2e77"}
+        for name in files
+    ]
+    script = read(write_script(*rows), downloads=Downloads(tmp_path / "inputs"))
+    assert "5f2e77" not in repr(script)
+    assert {shot.shot_id: script.images[shot.image].path.read_bytes() for shot in script.shots} == files
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:9/none.png?sig=5f2e77", "http://anna:5f2e77@[bad", "s3://b/a.png?sig=5f2e77"],
+)
+def test_a_mistake_does_not_repeat_the_secrets_of_an_address(
+    read: Callable[..., Script], write_script: Write, tmp_path: Path, address: str
+) -> None:
+    row = {"shot_id": "a", "visual": "wan_i2v", "prompt": "x", "image": address}
+    (told,) = mistakes(read, write_script(row), downloads=Downloads(tmp_path / "inputs"))
+    assert "row 2, column image" in told
+    assert "5f2e77" not in told
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from callsheet.vastai_answers import (
     VastError,
     fault_of,
 )
-from tests.fakes.vast import KEY, Fault, Vast
+from tests.fakes.vast import KEY, Endpoint, Fault, Vast
 
 RULES = OfferRules(disk_gb=80, gpu_names=("RTX 4090",), max_per_hour=0.6, vram_gb=24)
 ORDER = Order(
@@ -304,6 +304,24 @@ def test_a_pace_that_is_interrupted_lets_others_through() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert pace._lock.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("endpoint", ["user", "search", "list", "create", "destroy", "label"])
+def test_an_answer_that_repeats_the_request_shows_no_key(
+    vast: Vast, account: VastClient, offer: Offer, endpoint: Endpoint
+) -> None:
+    ask: dict[Endpoint, Callable[[], object]] = {
+        "user": account.credit,
+        "search": lambda: account.search(RULES),
+        "list": account.instances,
+        "create": lambda: account.create(offer, ORDER),
+        "destroy": lambda: account.destroy(1),
+        "label": lambda: account.label(1, "m"),
+    }
+    vast.fail(endpoint, "echo", times=9)
+    with pytest.raises(VastError, match=r"Bearer …") as fault:
+        ask[endpoint]()
+    assert KEY not in repr(fault.value)
 
 
 def test_credit_is_read_and_the_key_is_in_no_message(

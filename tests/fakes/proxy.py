@@ -21,7 +21,7 @@ from tests.fakes.background import BackgroundServer
 
 Fault = Literal[
     "cut", "empty", "silence", "reset", "hang", "500", "502", "503", "429", "done, then reset", "done, then hang",
-    "one byte wrong", "keys expired", "clock skewed",
+    "one byte wrong", "keys expired", "clock skewed", "echo", "S3 echo",
 ]  # fmt: skip
 #: S3's refusals: status, code, message.
 _REFUSALS = {
@@ -51,6 +51,8 @@ class FaultyProxy(BackgroundServer):
         self._rules: list[_Rule] = []
         self._held = ""
         self._released = asyncio.Event()
+        #: What a request must hold to be let through; nothing where empty.
+        self.token = ""
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
         super().__init__()
@@ -93,6 +95,9 @@ class FaultyProxy(BackgroundServer):
             self.bodies.append(body)
             if self._held and self._held in line:
                 await self._released.wait()
+            if self.token.encode() not in head:
+                writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                return
             await self._answer(self._fault_for(line), head, body, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -120,7 +125,7 @@ class FaultyProxy(BackgroundServer):
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
             writer.transport.abort()
-        elif (answer := _instead(fault)) is not None:
+        elif (answer := _instead(fault, head)) is not None:
             writer.write(answer)
         else:
             writer.write(_spoilt(fault, await self._forward(head, body)))
@@ -138,8 +143,14 @@ class FaultyProxy(BackgroundServer):
         return answer
 
 
-def _instead(fault: Fault | None) -> bytes | None:
+def _instead(fault: Fault | None, head: bytes) -> bytes | None:
     """What is answered without asking the server; None where it is asked."""
+    if fault == "echo":  # as debug pages of servers and proxies do
+        lines = b" | ".join(line for line in head.split(b"\r\n") if b":" in line or b"?" in line)
+        return b"HTTP/1.1 500 Broken\r\nConnection: close\r\n\r\n" + lines
+    if fault == "S3 echo":
+        said = next(line for line in head.decode().split("\r\n") if line.startswith("Authorization"))
+        return _refusal(400, "InvalidRequest", said)
     if fault == "empty":
         return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     if fault == "silence":

@@ -30,6 +30,7 @@ Endpoint = Literal["search", "create", "list", "destroy", "label", "logs", "user
 Fault = Literal[
     # of any endpoint
     "hangs", "resets", "half", "html", "500", "502", "429 text", "429 json", "429 header", "wrong key", "404 wrong key",
+    "echo",
     # of create
     "gone 404", "gone 410", "gone 400", "no credit", "refused", "refused and made", "committed, then hangs",
     "committed, then resets", "committed, then 502", "committed, then html", "committed, without id",
@@ -73,6 +74,7 @@ _ANSWERS: dict[str, tuple[int, Any, str]] = {
     "429 header": (429, {"success": False}, "Retry-After: 2\r\n"),
     "wrong key": (401, _WRONG_KEY, ""),
     "404 wrong key": (404, _WRONG_KEY, ""),
+    "echo": (400, {"success": False, "msg": f"bad request: Authorization: Bearer {KEY}"}, ""),
 }
 
 

@@ -255,3 +255,26 @@ async def test_token_goes_into_a_header_and_into_no_message(draft_host: str, req
                 await server.synthesize(request_)
             assert server._http.headers["Authorization"] == "Bearer secret-token"
         assert "secret-token" not in str(caught.value) + str(proxy.requests)
+
+
+@pytest.mark.parametrize("kind", [CosyVoice, LightTTS])
+async def test_a_server_that_repeats_the_request_shows_no_token(
+    draft_host: str, request_: SpeechRequest, kind: type[CosyVoice]
+) -> None:
+    token = SecretStr("tok/5f2e77+d1")
+    with FaultyProxy(draft_host) as proxy:
+        proxy.fail("/", "echo", times=2)
+        async with kind(proxy.url, name="host/speech", token=token) as server:
+            with pytest.raises(Transient, match=r"answered 500: .*Authorization: Bearer …") as fault:
+                await server.ready()
+            with pytest.raises(Transient) as spoken:
+                await server.synthesize(request_)
+    assert token.get_secret_value() not in f"{fault.value!r} {spoken.value!r}"
+
+
+def test_a_token_that_no_header_may_hold_is_refused_and_not_repeated() -> None:
+    """The message of httpx, and the repr of what Python raises, would repeat the header."""
+    for token in ("tok-5f2e77\n", "tok 5f2e77", "tök-5f2e77"):
+        with pytest.raises(BadInput) as fault:
+            LightTTS("http://127.0.0.1:1", name="host/lighttts", token=SecretStr(token))
+        assert "5f2e77" not in repr(fault.value)
