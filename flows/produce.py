@@ -28,6 +28,7 @@ from callsheet.batch import Batch
 from callsheet.decisions import Decided, Decision, decide
 from callsheet.errors import BadInput, Budget, CallsheetError, StoreFault
 from callsheet.fleet import Fleet
+from callsheet.inputs import Mistakes
 from callsheet.journal import Journal, run_name
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.needed import write_planned
@@ -52,7 +53,7 @@ from tasks.readiness import Probe
 from tasks.rented import Rental, give_back_of, renting
 from tasks.shard_runs import batch_limit
 from tasks.shards import end_earlier_shards, make_in_shards
-from tasks.showing import show_manifest, shown_progress
+from tasks.showing import show_manifest, show_mistakes, shown_progress
 from tasks.watching import tell
 
 
@@ -104,6 +105,8 @@ async def _produced(parameters: ProduceParameters) -> State[Any]:
             parameters.batch_name,
             reason=str(error),
         )
+        if isinstance(error, Mistakes):
+            await show_mistakes(parameters.batch_name, error.mistakes)
         return Failed(message=str(error), data=error)
     summary = _summary(manifest, batch, store, time.monotonic() - began)
     announce_outcome(summary)

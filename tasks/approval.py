@@ -71,8 +71,13 @@ async def approved(parameters: ProduceParameters, batch: Batch) -> ProduceParame
         Declined: nothing is to be made.
         Pause: the run is suspended; it begins again when somebody resumes it.
     """
+    seconds = scaled(parameters.approve_hours * 3600)
     try:
-        approval = await _ask(batch, scaled(parameters.approve_hours * 3600))
+        approval = await _ask(batch, seconds)
+        while unknown := [shot_id for shot_id in approval.left_out if shot_id not in batch.plan.shots]:
+            some = next(iter(batch.plan.shots))
+            wrong = f"leave_out: found {', '.join(unknown)}; expected ids of shots, such as {some}"
+            approval = await _ask(batch, seconds, wrong)
     except FlowPauseTimeout:
         reason = f"nobody approved the plan within {parameters.approve_hours:g} hours"
         await _cancel(reason)
@@ -92,19 +97,23 @@ async def _cancel(reason: str) -> None:
             await client.set_flow_run_state(UUID(str(flow_run)), Cancelled(message=reason), force=True)
 
 
-async def _ask(batch: Batch, seconds: float) -> Approval:
+async def _ask(batch: Batch, seconds: float, wrong: str = "") -> Approval:
+    """Asks once; again with what was ``wrong`` in the answer before."""
     text, cap = plan_text(batch), proposed_cap(batch)
+    key = f"approve-{digest_of(batch.plan)[:16]}"
+    if wrong:
+        text = f"**{plain(wrong)}**\n\n{text}"
+        key += f"-{hashlib.sha256(wrong.encode()).hexdigest()[:8]}"
     form: Any = Approval.with_initial_data(
         description=text, max_cost=Field(default=cap, ge=0, description=_CAP)
     )
-    key, timeout = f"approve-{digest_of(batch.plan)[:16]}", max(1, int(seconds))
     if not _was_asked(key):
         await acreate_markdown_artifact(
             markdown=text, key=artifact_key("plan", batch.name), description=f"What {batch.name} needs"
         )
         announce("needs-approval", batch.name, max_cost=cap)
     wait = asuspend_flow_run if runtime.deployment.id else apause_flow_run
-    answer: Approval = await wait(wait_for_input=form, timeout=timeout, key=key)
+    answer: Approval = await wait(wait_for_input=form, timeout=max(1, int(seconds)), key=key)
     return answer
 
 

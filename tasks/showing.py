@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -29,6 +29,7 @@ from prefect.exceptions import PrefectException
 
 from callsheet.batch import Batch
 from callsheet.errors import StoreFault
+from callsheet.inputs import Mistake
 from callsheet.manifest import CONTACT_SHEET, LaneTime, Manifest, ManifestShot, batch_path
 from callsheet.media.contact_sheet import Print, contact_sheet
 from callsheet.store import Store
@@ -114,6 +115,27 @@ async def show_manifest(manifest: Manifest, batch: Batch, store: Store) -> None:
     )
 
 
+async def show_mistakes(batch: str, mistakes: Sequence[Mistake]) -> None:
+    """What is wrong in the tables of a batch that cannot begin, row by row."""
+    rows: list[dict[str, Any]] = [
+        {
+            "file": plain(mistake.file),
+            "row": mistake.row or "",
+            "column": plain(mistake.column or ""),
+            "found": plain(mistake.found),
+            "expected": plain(mistake.expected),
+        }
+        for mistake in mistakes[:MOST_ROWS]
+    ]
+    await _try(
+        acreate_table_artifact(
+            table=rows,
+            key=artifact_key("mistakes", batch),
+            description=f"{len(mistakes)} mistakes in {batch}",
+        )
+    )
+
+
 def summary_text(manifest: Manifest, store: Store, *, has_sheet: bool = False) -> str:
     """The sum of a batch as Markdown, with links where they need no key."""
     totals = manifest.totals
@@ -175,7 +197,7 @@ def _keep_sheet(manifest: Manifest, store: Store) -> bool:
             store.put(batch_path(manifest.batch, CONTACT_SHEET), contact_sheet(prints))
         return bool(prints)
     except (StoreFault, OSError) as error:
-        run_logger().warning("The contact sheet was left out: %s", error)
+        run_logger().warning("the contact sheet was left out: %s", error)
         return False
 
 

@@ -108,6 +108,24 @@ async def test_a_plan_is_approved_with_a_cap_and_without_a_shot(
     assert "callsheet.batch.needs-approval" in told
 
 
+async def test_a_shot_that_there_is_not_is_asked_for_again(
+    prefect_api: str, parameters: Callable[..., ProduceParameters], proxy: FaultyProxy
+) -> None:
+    run = asyncio.create_task(produce(parameters("typo"), return_state=True))
+    identity = await paused("produce typo")
+    async with get_client() as client:
+        first = (await client.read_flow_run(identity)).state_id
+    await aresume_flow_run(identity, run_input={"max_cost": 5.0, "leave_out": "bb"})
+    await paused("produce typo", since=first)
+    text = (await artifact(prefect_api, "plan-typo"))["data"]
+    assert text.startswith(r"**leave\_out: found bb; expected ids of shots, such as a**")
+    assert spoken(proxy) == 0
+    await aresume_flow_run(identity, run_input={"max_cost": 5.0, "leave_out": "b"})
+    state: Any = await run
+    assert state.is_completed()
+    assert [shot.shot_id for shot in (await state.aresult()).failed] == ["b"]
+
+
 async def test_a_cap_that_is_too_small_spends_nothing(
     parameters: Callable[..., ProduceParameters], proxy: FaultyProxy
 ) -> None:

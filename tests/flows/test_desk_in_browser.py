@@ -180,5 +180,7 @@ def test_what_the_form_cannot_refuse_fails_at_once_and_says_why(desk: Desk, page
     expect(page.get_by_text('wrong.csv row 2, column voice: found "nobody"').first).to_be_visible(
         timeout=30_000
     )
+    open_artifact(page, "mistakes-wrong")
+    expect(page.get_by_role("row").filter(has_text="nobody")).to_contain_text("anna, tom, mei, wei")
     kept(page, "mistakes")
     assert not (desk.folder / "out/takes").exists()

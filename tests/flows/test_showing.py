@@ -125,6 +125,8 @@ async def test_a_batch_that_cannot_begin_is_told_of(
     (told,) = await events(prefect_api, "broken", 1)
     assert told["event"] == "callsheet.batch.failed"
     assert "nobody" in told["payload"]["reason"]
+    (row,) = json.loads((await artifact(prefect_api, "mistakes-broken"))["data"])
+    assert (row["file"], row["row"], row["column"], row["found"]) == ("broken.csv", 2, "voice", '"nobody"')
 
 
 def test_of_many_shots_those_are_shown_that_somebody_must_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
