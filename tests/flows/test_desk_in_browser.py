@@ -144,7 +144,6 @@ def test_a_batch_from_the_form_to_a_retake(desk: Desk, page: Page) -> None:
     report = open_report(page, "first")
     assert report.url == f"{desk.store}/batches/first/report.html"
     expect(report.locator("#counts")).to_contain_text("0 of 3 decided")
-    kept(report, "report")
     clip = report.locator("#shot-lh-01 video")
     clip.scroll_into_view_if_needed()
     clip.evaluate("async clip => { clip.muted = true; await clip.play() }")
@@ -153,6 +152,9 @@ def test_a_batch_from_the_form_to_a_retake(desk: Desk, page: Page) -> None:
     report.wait_for_function(
         "clip => !clip.seeking && clip.currentTime > clip.duration - 0.5", arg=clip.element_handle()
     )
+
+    report.locator("#shots").evaluate("shots => shots.scrollIntoView()")
+    kept(report, "report")
 
     # One shot is to be made again: the decision is copied, and pasted into the form of the next run.
     report.keyboard.press("r")
