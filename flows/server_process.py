@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from callsheet.home import callsheet_home
 from callsheet.serving import listen, serve, url_of
+from flows.garbage import collect_apart
 
 #: What Prefect answers when SQLite was busy with another writer.
 SERVICE_UNAVAILABLE = 503
@@ -119,7 +120,11 @@ def main() -> None:
         from prefect.server.api.server import create_app  # noqa: PLC0415  after the settings
 
         app = create_app(final=True)
-        started = lambda: fcntl.flock(lock, fcntl.LOCK_UN)  # noqa: E731
+
+        def started() -> None:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            collect_apart()
+
         asyncio.run(serve(AskedAgain(app), listener, with_parent=True, started=started))
 
 
