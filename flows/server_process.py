@@ -16,7 +16,10 @@ import random
 import sys
 from pathlib import Path
 
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from callsheet.home import callsheet_home
 from callsheet.serving import listen, serve, url_of
@@ -78,6 +81,33 @@ class AskedAgain:
         return refused
 
 
+class OnlyFromHere:
+    """Refuses what a page of another site asks for through somebody's browser.
+
+    Whoever may start a run may say which command its worker executes, and a page may send what the server takes for JSON without
+    asking it first. So a Host that is not this machine (a name that was made to lead here) and an Origin that is not this
+    server get 403. Programs send no Origin.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self.app = app
+        self.hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost")}
+        self.origins = {f"http://{host}" for host in self.hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and not self._is_from_here(Headers(scope=scope)):
+            if scope["type"] == "http":
+                await PlainTextResponse("only for pages of this server", 403)(scope, receive, send)
+            else:
+                await WebSocketClose()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_from_here(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        return headers.get("host", "") in self.hosts and (origin is None or origin in self.origins)
+
+
 async def _whole(receive: Receive) -> list[Message]:
     messages = [await receive()]
     while messages[-1].get("more_body"):
@@ -100,6 +130,7 @@ def main() -> None:
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
     listener = listen(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    port = listener.getsockname()[1]
     os.environ.pop("PREFECT_API_URL", None)
     os.environ.update(
         PREFECT_HOME=str(folder),
@@ -125,7 +156,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
             collect_apart()
 
-        asyncio.run(serve(AskedAgain(app), listener, with_parent=True, started=started))
+        asyncio.run(serve(OnlyFromHere(AskedAgain(app), port), listener, with_parent=True, started=started))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from callsheet.store import Store
 from callsheet.takes import Attempt, Sidecar, SpokenPiece, attempt_path, sidecar_path
 
 #: What lies in a batch's folder and is not delivered.
-BOOKS = ("manifest.json", "plan.json", "lease.json", "report.html", "report-data.js")
+BOOKS = ("manifest.json", "plan.json", "lease.json", "report.html", "report-data.js", "contact-sheet.jpg")
 #: What writes to a store.
 WRITES = ("put", "put_if", "copy", "delete")
 

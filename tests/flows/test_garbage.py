@@ -7,8 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-#: A connection waits in a thread of its own for a lock that another holds, as aiosqlite's do; a cursor of it, whose statement
-#: found the database locked before, is garbage; and the main thread, which is to give the lock back after half a second, allocates meanwhile.
+#: A connection waits in a thread of its own for a lock that another holds, as aiosqlite's do. A cursor of it, whose
+#: statement found the database locked before, is garbage; and the main thread, which is to give the lock back after half
+#: a second, allocates meanwhile.
 PLAY = """
 import gc, sqlite3, sys, tempfile, threading, time
 from flows.garbage import collect_apart

@@ -92,7 +92,7 @@ async def test_a_batch_is_made_published_and_not_made_again(
     assert mine.state.is_completed()
     published = {name for name in mine.files() if not name.startswith(("journal", "."))}
     assert published == {
-        "manifest.json", "plan.json", "report.html", "report-data.js",
+        "manifest.json", "plan.json", "report.html", "report-data.js", "contact-sheet.jpg",
         "One.mp4", "One.srt", "One.vtt",
         "One/a.mp4", "One/a.srt", "One/a.vtt", "One/a.jpg", "One/p.mp4", "One/p.jpg",
         "untitled/v.wav", "untitled/v.srt", "untitled/v.vtt",

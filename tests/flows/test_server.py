@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import websockets
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -98,3 +99,39 @@ async def test_a_database_that_stays_busy_is_said_to_be() -> None:
         answer = await client.post(url, content=b"x")
     assert (answer.status_code, answer.content) == (503, b"busy")
     assert 2 < database.asked < 20
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://127.0.0.1:PORT"}, 200),
+        ({"Origin": "http://localhost:PORT"}, 200),
+        ({"Host": "localhost:PORT"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Host": "rebound.evil.example:PORT"}, 403),
+        ({"Host": "127.0.0.1.evil.example:PORT"}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(prefect_api: str, headers: dict[str, str], status: int) -> None:
+    """A page may send what the server takes for JSON without asking it first: without a content type."""
+    port = prefect_api.rpartition(":")[2]
+    asked = {name: value.replace("PORT", port) for name, value in headers.items()}
+    answer = httpx.post(f"{prefect_api}/api/flow_runs/filter", content=b'{"limit": 1}', headers=asked)
+    assert answer.status_code == status, answer.text
+    preflight = httpx.options(
+        f"{prefect_api}/api/flow_runs/filter",
+        headers={"Access-Control-Request-Method": "POST", "Origin": "https://evil.example", **asked},
+    )
+    if "evil" in str(preflight.request.headers):
+        assert preflight.status_code == 403
+        assert "access-control-allow-origin" not in preflight.headers
+
+
+async def test_a_page_of_another_site_gets_no_events(prefect_api: str) -> None:
+    address = prefect_api.replace("http", "ws") + "/api/events/out"
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        async with websockets.connect(address, origin=websockets.Origin("https://evil.example")):
+            pass
