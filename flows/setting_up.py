@@ -23,6 +23,7 @@ from prefect.client.schemas.actions import (
     DeploymentUpdate,
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
+    VariableCreate,
     VariableUpdate,
     WorkPoolCreate,
 )
@@ -53,6 +54,8 @@ from tasks.locks import GPU_OURS, Locks, read_limits
 BLOCKS: tuple[type[Block], ...] = (
     GpuFleet, LocalFolder, R2Bucket, VastAccount, CosyVoiceServer, LightTTSServer, ComfyUIServer,
 )  # fmt: skip
+#: The variable that tells which store `set_up` gave to each deployment: another one is a person's.
+STORE_OURS = "callsheet_stores"
 #: The type of the work pool that is made.
 PROCESS = "process"
 State = Literal["made", "there", "updated", "left"]
@@ -98,7 +101,13 @@ async def set_up(asked: SetUp) -> list[Thing]:
         things += [thing async for thing in _limits(client, asked)]
         things.append(await _work_pool(client, asked.work_pool))
         job_variables = await _job_variables(client, asked.work_pool)
-        things += [await _deployment(client, one, asked, job_variables) for one in declared]
+        written = await client.read_variable_by_name(STORE_OURS)
+        ours = written.value if written and isinstance(written.value, dict) else {}
+        things += [
+            await _deployment(client, one, asked, job_variables, ours.get(one.name)) for one in declared
+        ]
+        if asked.store:
+            await _write_store(client, {one.name: asked.store for one in declared}, written is not None)
         things += [await make_automation(client, one) for one in automations]
     return things
 
@@ -201,8 +210,13 @@ async def _work_pool(client: PrefectClient, name: str) -> Thing:
 
 
 async def _deployment(
-    client: PrefectClient, declared: DeclaredDeployment, asked: SetUp, job_variables: dict[str, Any]
+    client: PrefectClient,
+    declared: DeclaredDeployment,
+    asked: SetUp,
+    job_variables: dict[str, Any],
+    ours: str | None,
 ) -> Thing:
+    """Makes a deployment, or brings it up to date; ``ours`` is the store that we gave it."""
     flow: Flow[..., Any] = await asyncio.to_thread(
         load_flow_from_entrypoint, declared.entrypoint, use_placeholder_flow=False
     )
@@ -224,13 +238,20 @@ async def _deployment(
         await deployment.aapply()
         note = "its schedule is off" if any(not one.active for one in declared.schedules) else ""
         return Thing("deployment", name, "made", note)
-    if changed := _changed(found, deployment, asked.store):
+    changed = _changed(found, deployment)
+    there, wanted = _store_of(found.parameters), _store_of(deployment.parameters)
+    is_a_persons = wanted is not None and there not in (None, wanted, ours)
+    if wanted is not None and there != wanted and not is_a_persons:
+        inner = {**(found.parameters.get("parameters") or {}), "store": wanted}
+        changed["parameters"] = {**found.parameters, "parameters": inner}
+    if changed:
         await client.update_deployment(found.id, DeploymentUpdate(**changed))
-        return Thing("deployment", name, "updated", ", ".join(changed))
-    return Thing("deployment", name, "there")
+    if is_a_persons:
+        return Thing("deployment", name, "left", f"its store stays {there}")
+    return Thing("deployment", name, "updated" if changed else "there", ", ".join(changed))
 
 
-def _changed(found: DeploymentResponse, wanted: RunnerDeployment, store: str) -> dict[str, Any]:
+def _changed(found: DeploymentResponse, wanted: RunnerDeployment) -> dict[str, Any]:
     """What is to be brought up to date of a deployment that is there: what is ours, and not what a person sets."""
     job_variables = {**found.job_variables, **wanted.job_variables}
     ours = {
@@ -241,14 +262,21 @@ def _changed(found: DeploymentResponse, wanted: RunnerDeployment, store: str) ->
         "job_variables": job_variables,
         "parameter_openapi_schema": wanted._parameter_openapi_schema.model_dump(exclude_unset=True),
     }
-    if store:
-        given = wanted.parameters.get("parameters", {})
-        if "store" in given:
-            there = found.parameters.get("parameters") or {}
-            ours["parameters"] = {
-                **found.parameters, "parameters": {**there, "store": given["store"]},
-            }  # fmt: skip
     return {name: value for name, value in ours.items() if getattr(found, name) != value}
+
+
+def _store_of(parameters: dict[str, Any]) -> str | None:
+    """The store that a deployment's form begins with; None where it is the flow's own default."""
+    store: str | None = (parameters.get("parameters") or {}).get("store")
+    return store
+
+
+async def _write_store(client: PrefectClient, stores: dict[str, str], is_there: bool) -> None:
+    """Notes which store we gave."""
+    if is_there:
+        await client.update_variable(VariableUpdate(name=STORE_OURS, value=stores))
+    else:
+        await client.create_variable(VariableCreate(name=STORE_OURS, value=stores))
 
 
 def _parameters(flow: Flow[..., Any], declared: dict[str, Any], store: str) -> dict[str, Any]:

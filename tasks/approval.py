@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from typing import Any
 from uuid import UUID
 
@@ -129,7 +130,7 @@ def proposed_cap(batch: Batch) -> float:
     if batch.max_cost is not None:
         return batch.max_cost
     _, high = batch.plan.cost_range(set(batch.takes))
-    return round(high * 1.25, 2)
+    return math.ceil(high * 125) / 100  # never below the price, however small
 
 
 def _duration(seconds: float) -> str:

@@ -181,6 +181,18 @@ async def test_forms_have_the_store_that_is_asked_for(api: str) -> None:
         assert "store" not in found["render"].parameters.get("parameters", {})
     second = await set_up(SetUp(work_pool="local", store="/srv/out"))
     assert {thing.state for thing in second} <= {"there", "left"}
+    # The desk of another folder: what we gave follows, what a person set stays, and is said.
+    async with get_client() as client:
+        given = {"parameters": {"store": "r2://media/callsheet", "commercial": True}}
+        await client.update_deployment(found["produce-nightly"].id, DeploymentUpdate(parameters=given))
+    third = {thing.name: thing for thing in await set_up(SetUp(work_pool="local", store="/srv/elsewhere"))}
+    assert third["produce/produce"].state == "updated"
+    nightly = third["produce_inbox/produce-nightly"]
+    assert (nightly.state, nightly.note) == ("left", "its store stays r2://media/callsheet")
+    async with get_client() as client:
+        after = await deployments(client)
+    assert after["produce"].parameters == {"parameters": {"store": "/srv/elsewhere"}}
+    assert after["produce-nightly"].parameters == given
 
 
 @pytest.mark.slow
