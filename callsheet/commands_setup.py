@@ -72,12 +72,16 @@ def ui(
             f"Prefect UI:   {addresses.ui}",
             f"Produce:      {addresses.ui}/deployments (produce › Run)",
             *([f"Store:        {addresses.store} ({store})"] if addresses.store else []),
+            f"Worker's log: {addresses.log}",
             f"From a shell: export PREFECT_API_URL={addresses.ui}/api",
             "Ctrl-C ends all of it.",
         ]
         out.print("\n".join(lines), soft_wrap=True, markup=False)
 
-    local.ui(Desk(work_pool=work_pool, store=store, port=port), told)
+    def ending() -> None:
+        console.print("Ending: a run that is at work may take a minute or two to give its hosts back …")
+
+    local.ui(Desk(work_pool=work_pool, store=store, port=port), told, ending)
     console.print("Ended.", markup=False)
 
 

@@ -43,6 +43,14 @@ class DeclaredLimit(BaseModel):
     collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"] = "ENQUEUE"
 
 
+class DeclaredPool(BaseModel):
+    """The queue of the work pool that a deployment's runs wait in; the pool itself is settled when it is made."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    work_queue_name: str | None = None
+
+
 class DeclaredDeployment(BaseModel):
     """A deployment as the file has it; its work pool is settled when it is made."""
 
@@ -53,6 +61,7 @@ class DeclaredDeployment(BaseModel):
     description: str
     tags: list[str] = Field(default_factory=list)
     parameters: dict[str, Any] = Field(default_factory=dict)
+    work_pool: DeclaredPool = Field(default_factory=DeclaredPool)
     concurrency_limit: DeclaredLimit | None = None
     schedules: list[DeclaredSchedule] = Field(default_factory=list)
 

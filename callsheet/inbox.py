@@ -19,15 +19,15 @@ import contextlib
 import fcntl
 import itertools
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal
 
 from callsheet.errors import BadInput
-from callsheet.store import Store, check_path
+from callsheet.sources import bring_of_store
+from callsheet.store import Store
 
 Outcome = Literal["done", "failed"]
 #: Tables that belong to the scripts beside them.
@@ -125,7 +125,7 @@ class FolderInbox:
 
 @dataclass(frozen=True)
 class StoreClaim:
-    """A script of a bucket, with a copy of all that lies beside it on this machine."""
+    """A script of a bucket, with a copy of what it needs on this machine."""
 
     script: Path
     version: str
@@ -142,9 +142,10 @@ class StoreClaim:
                 break
         if summary is not None:
             self.store.put(f"{stem}.json", summary)
+        # What was produced, and not what lies there by now.
+        self.store.put(target, self.script.read_bytes())
         if self.store.version(path) != self.version:
             return report
-        self.store.copy(path, target)
         self.store.delete(path)
         return target
 
@@ -165,30 +166,12 @@ class StoreInbox:
         return f"{self.prefix}{_LEASES}/{name}.json"
 
     def bring(self, name: str, folder: Path) -> StoreClaim | None:
-        """The script and what lies beside it, but for other scripts, in ``folder``; None where it is not there any more."""
+        """The script, and what lies beside it and is needed, in ``folder``; None where it is not there any more."""
         version = self.store.version(f"{self.prefix}{name}")
         if version is None:
             return None
-        for file in list(self.store.list(self.prefix)):
-            relative = PurePosixPath(file.path.removeprefix(self.prefix))
-            if not self._belongs(relative, name) or file.path.endswith("/"):
-                continue
-            target = folder / check_path(str(relative))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fetched = folder / ".fetched"
-            fetched.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # it went while we looked
-                shutil.copyfile(self.store.fetch(file.path, fetched), target)
-            shutil.rmtree(fetched)
-        script = folder / name
-        return StoreClaim(script, version, self.store, self.prefix) if script.exists() else None
-
-    @staticmethod
-    def _belongs(path: PurePosixPath, script: str) -> bool:
-        """Whether the script may need the file: all do but other scripts, and what is laid away."""
-        if len(path.parts) < 2:
-            return path.name == script or not is_script(path.name or ".")
-        return path.parts[0] not in (*get_args(Outcome), _LEASES)
+        script = bring_of_store(self.store, self.prefix, name, folder)
+        return StoreClaim(script, version, self.store, self.prefix) if script is not None else None
 
     def __str__(self) -> str:
         return f"{self.store}/{self.prefix}".rstrip("/")

@@ -60,6 +60,13 @@ def quoted(text: str, limit: int = 60) -> str:
     return f'"{line}"'
 
 
+def shortened(text: str, lines: int = 20) -> str:
+    """The first lines of a message that may have one for each row of a script."""
+    first, *rest = text.splitlines() or [""]
+    more = len(rest) - lines
+    return "\n".join([first, *rest[:lines], *([f"  and {more} more"] if more > 0 else [])])
+
+
 @dataclass(frozen=True)
 class InputFile:
     """A file that goes into a take.

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from callsheet.errors import HostFault
 from callsheet.timing import time_scale
@@ -33,17 +34,19 @@ async def served_by(
     env: Mapping[str, str] | None = None,
     patience: float = START_SECONDS,
     grace: float = STOP_SECONDS,
+    log: Path | None = None,
 ) -> AsyncIterator[str]:
     """Runs ``python -m module`` and gives its address once it listens.
 
     ``patience`` is in seconds and is stretched by CALLSHEET_TIME_SCALE, never shrunk: imports and a new database
-    take as long in a test as in a run. ``grace`` is how many seconds it may take to end before it is killed.
+    take as long in a test as in a run. ``grace`` is how many seconds it may take to end before it is killed. ``log`` is the
+    file that it writes what it says into, from its beginning; one that nobody reads where None.
 
     Raises:
         HostFault: it ended or did not listen in time; the message has the last lines it wrote.
     """
     patience *= max(1.0, time_scale())
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() if log is None else log.open("w+b") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

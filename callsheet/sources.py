@@ -136,24 +136,42 @@ class Sources:
         store = open_store(address)
         folder /= PurePosixPath(address).name
         folder.mkdir(exist_ok=True)
-        path = _fetch(store, name, folder)
+        path = bring_of_store(store, "", name, folder, with_tables=called == "script")
         if path is None:
             raise Mistakes([Mistake(given, "no such key in the bucket", "the key of a CSV file")])
-        beside = [_fetch(store, table, folder) for table in (VOICES, LEXICON) if called == "script"]
-        cells = {cell for table in (path, *beside) if table is not None for cell in _files_of(table)}
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda cell: _fetch(store, cell, folder), sorted(cells)))
         return Brought(path, folder)
 
 
-def _fetch(store: Store, name: str, folder: Path) -> Path | None:
-    """The file ``name`` of the store in ``folder``; None where there is none, or where the name leads out of the store."""
-    with (
-        contextlib.suppress(ValueError, FileNotFoundError),
-        tempfile.TemporaryDirectory(dir=folder) as fetched,
-    ):
+def bring_of_store(
+    store: Store, prefix: str, name: str, folder: Path, *, with_tables: bool = True
+) -> Path | None:
+    """Brings the table ``name`` below ``prefix`` of a store into ``folder``, and what lies beside it and is needed.
+
+    Args:
+        with_tables: whether `voices.csv` and `lexicon.csv` belong to it.
+
+    Returns:
+        The table's path; None where there is none.
+
+    Raises:
+        StoreFault: the store does not answer.
+    """
+    path = _fetch(store, prefix, name, folder)
+    if path is None:
+        return None
+    beside = [_fetch(store, prefix, table, folder) for table in (VOICES, LEXICON) if with_tables]
+    cells = {cell for table in (path, *beside) if table is not None for cell in _files_of(table)}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda cell: _fetch(store, prefix, cell, folder), sorted(cells)))
+    return path
+
+
+def _fetch(store: Store, prefix: str, name: str, folder: Path) -> Path | None:
+    """A file of the store in ``folder``; None where there is none, or where its name leads out of it, or is a folder's, too."""
+    absent = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    with contextlib.suppress(*absent), tempfile.TemporaryDirectory(dir=folder) as fetched:
         target = folder / check_path(name)
-        content = store.fetch(name, Path(fetched))
+        content = store.fetch(f"{prefix}{name}", Path(fetched))
         target.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copyfile(content, target))
     return None

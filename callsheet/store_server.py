@@ -50,6 +50,15 @@ _GIVEN = (
 )  # fmt: skip
 
 
+#: What every answer says: files are replaced under their names (the ETag tells), are what their type says, and are not for pages of
+#: other sites, which could read a report's data as a script of theirs.
+_ALWAYS = {
+    "cache-control": "no-cache",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-site",
+}
+
+
 class StoreFiles(StaticFiles):
     """The files of a folder. Starlette looks that a path, its links followed, is inside, and answers Range."""
 
@@ -61,8 +70,7 @@ class StoreFiles(StaticFiles):
             raise HTTPException(status_code=404)  # locks, and files on their way
         response = await super().get_response(path, scope)
         # Files are replaced under their names; the ETag tells.
-        response.headers["cache-control"] = "no-cache"
-        response.headers["x-content-type-options"] = "nosniff"
+        response.headers.update(_ALWAYS)
         return response
 
 
@@ -95,7 +103,7 @@ class BucketFiles:
             is_absent = answer.status_code in (403, 404)  # who may not list is told 403 of what is not there
             raise HTTPException(status_code=404 if is_absent else 502)
         given = {name: answer.headers[name] for name in _GIVEN if name in answer.headers}
-        headers = {**given, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+        headers = {**given, **_ALWAYS}
         if request.method == "HEAD":
             await answer.aclose()
             return Response(status_code=answer.status_code, headers=headers)

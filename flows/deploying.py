@@ -54,4 +54,5 @@ async def _set_up(flow: Any, work_pool: str) -> dict[str, Any]:
         "description": found.description,
         "tags": found.tags,
         "job_variables": found.job_variables,
+        "work_queue_name": found.work_queue_name,
     }

@@ -101,26 +101,27 @@ def set_up(asked: SetUp) -> list[Thing]:
     return asyncio.run(setting_up.set_up(asked))
 
 
-def ui(desk: Desk, told: Callable[[Addresses], None]) -> None:
+def ui(desk: Desk, told: Callable[[Addresses], None], ending: Callable[[], None]) -> None:
     """Runs the Prefect UI with all that it needs, until Ctrl-C or SIGTERM. Raises BadInput, HostFault."""
-    asyncio.run(_until_told(serve_ui(desk, told)))
+    asyncio.run(_until_told(serve_ui(desk, told), ending))
 
 
-async def _until_told(work: Coroutine[Any, Any, None]) -> None:
+async def _until_told(work: Coroutine[Any, Any, None], ending: Callable[[], None]) -> None:
     """Runs ``work`` until it ends or a signal tells it to; a second signal changes nothing, for it is being ended."""
     working = asyncio.ensure_future(work)
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, _cancel_once(working))
+        asyncio.get_running_loop().add_signal_handler(number, _cancel_once(working, ending))
     with contextlib.suppress(asyncio.CancelledError):
         await working
 
 
-def _cancel_once(working: asyncio.Future[None]) -> Callable[[], None]:
+def _cancel_once(working: asyncio.Future[None], ending: Callable[[], None]) -> Callable[[], None]:
     told: list[bool] = []
 
     def cancel() -> None:
         if not told:
             told.append(True)
+            ending()
             working.cancel()
 
     return cancel

@@ -28,11 +28,11 @@ from callsheet.batch import Batch
 from callsheet.decisions import Decided, Decision, decide
 from callsheet.errors import BadInput, Budget, CallsheetError, StoreFault
 from callsheet.fleet import Fleet
-from callsheet.inputs import Mistakes
+from callsheet.inputs import Mistakes, shortened
 from callsheet.journal import Journal, run_name
 from callsheet.manifest import FailedShot, Manifest, ShotFailure, Summary, batch_path
 from callsheet.needed import write_planned
-from callsheet.parameters import ProduceParameters
+from callsheet.parameters import ProduceParameters, SharedSettings
 from callsheet.plan import ASSEMBLY, Plan
 from callsheet.publishing import now
 from callsheet.resume import find_takes
@@ -100,14 +100,13 @@ async def _produced(parameters: ProduceParameters) -> State[Any]:
         return Cancelled(message=str(declined))
     except CallsheetError as error:
         # Nothing was started, or nothing more can be: no shot is at fault alone.
+        told = shortened(str(error))
         announce(
-            "budget-reached" if isinstance(error, Budget) else "failed",
-            parameters.batch_name,
-            reason=str(error),
+            "budget-reached" if isinstance(error, Budget) else "failed", parameters.batch_name, reason=told
         )
         if isinstance(error, Mistakes):
             await show_mistakes(parameters.batch_name, error.mistakes)
-        return Failed(message=str(error), data=error)
+        return Failed(message=told, data=error)
     summary = _summary(manifest, batch, store, time.monotonic() - began)
     announce_outcome(summary)
     run_logger().info("ends: %s", summary.told)
@@ -118,7 +117,7 @@ async def _produced(parameters: ProduceParameters) -> State[Any]:
     return Completed(message=f"{summary.done} shots done, {summary.takes_made} takes made", data=summary)
 
 
-def check_settings(parameters: ProduceParameters, fleet: Fleet) -> None:
+def check_settings(parameters: SharedSettings, fleet: Fleet) -> None:
     """Raises BadInput where settings contradict each other."""
     if fleet.rent is not None and parameters.advanced.work_pool:
         raise BadInput(

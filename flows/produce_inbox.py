@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect import flow
@@ -26,16 +26,18 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, Field
 
+from blocks.fleet import open_fleet
 from blocks.store import open_store
-from callsheet.errors import CallsheetError, LeaseLost, StoreFault, reason_of
+from callsheet.errors import Budget, CallsheetError, HostFault, LeaseLost, StoreFault, reason_of
 from callsheet.inbox import FolderClaim, FolderInbox, Outcome, StoreClaim, StoreInbox
+from callsheet.inputs import Mistakes
 from callsheet.manifest import Summary
 from callsheet.parameters import ProduceParameters, SharedSettings
 from callsheet.scratch import scratch_folder
 from callsheet.store import LocalFolder
 from callsheet.store_lease import LEASE_SECONDS
 from callsheet.timing import clock, scaled
-from flows.produce import give_hosts_back, produce
+from flows.produce import check_settings, give_hosts_back, produce
 from tasks.batch_lease import BatchLease, kept
 
 #: A file that did not change for so long is whole.
@@ -60,15 +62,17 @@ class ProduceInboxParameters(SharedSettings, _WhichInbox):
 
     def for_script(self, script: Path) -> ProduceParameters:
         """The settings of `produce` for one of them; its batch is called after it."""
-        return ProduceParameters(script=str(script), batch=script.stem, **self.model_dump(exclude={"inbox"}))
+        return ProduceParameters(
+            script=str(script), batch=script.stem[:200], **self.model_dump(exclude={"inbox"})
+        )
 
 
 @dataclass(frozen=True)
 class Picked:
-    """What came of a script: ``done`` or ``failed``, in one line, and where the file is now."""
+    """What came of a script: ``done``, ``failed``, or ``left`` where it was not at fault; why; and where the file is now."""
 
     script: str
-    outcome: Outcome
+    outcome: Outcome | Literal["left"]
     message: str
     where: str
     report: str = ""
@@ -100,6 +104,8 @@ async def produce_inbox(parameters: ProduceInboxParameters) -> State[Any]:
     logger = get_run_logger()
     picked: list[Picked] = []
     try:
+        # What is wrong for all of them is told before any is touched.
+        check_settings(parameters, await open_fleet(parameters.fleet))
         inbox = await open_inbox(parameters)
         found = await _whole(inbox)
         logger.info("%d scripts in %s: %s", len(found), inbox, ", ".join(found) or "nothing to do")
@@ -108,14 +114,14 @@ async def produce_inbox(parameters: ProduceInboxParameters) -> State[Any]:
                 if claim is None:
                     logger.info("%s: another run has it, or it changed meanwhile; left to that one", name)
                     continue
-                picked.append(await _produce(claim, parameters))
+                picked.append(await _picked(claim, parameters))
     except CallsheetError as error:
         # The store or the inbox, and no script, is at fault: what is not laid away stays for the next run.
         return Failed(message=f"{len(picked)} scripts were produced, then: {error}", data=error)
     finally:
         if picked:
             await _tell(picked)
-    if failed := [one for one in picked if one.outcome == "failed"]:
+    if failed := [one for one in picked if one.outcome != "done"]:
         reasons = "; ".join(f"{one.script}: {one.message}" for one in failed)
         return Failed(message=f"{len(failed)} of {len(picked)} scripts are not done. {reasons}", data=picked)
     return Completed(message=f"{len(picked)} scripts done", data=picked)
@@ -175,6 +181,24 @@ async def _taken(lease: BatchLease) -> bool:
     return True
 
 
+def _is_its_fault(outcome: object) -> bool:
+    """Whether another run would come to the same: not where a fleet is not there, hosts are down, or the run died or was cancelled."""
+    if isinstance(outcome, Summary):
+        return any(shot.error != HostFault.__name__ for shot in outcome.faults)
+    return isinstance(outcome, Mistakes | Budget)
+
+
+async def _picked(claim: FolderClaim | StoreClaim, parameters: ProduceInboxParameters) -> Picked:
+    """As `_produce`; what nobody expected of one script does not stop the others, and leaves it where it is."""
+    try:
+        return await _produce(claim, parameters)
+    except CallsheetError:
+        raise
+    except Exception as error:
+        get_run_logger().exception("%s: was not produced", claim.script.name)
+        return Picked(claim.script.name, "left", reason_of(error), "the inbox")
+
+
 async def _produce(claim: FolderClaim | StoreClaim, parameters: ProduceInboxParameters) -> Picked:
     """Produces one script and lays it away.
 
@@ -188,6 +212,9 @@ async def _produce(claim: FolderClaim | StoreClaim, parameters: ProduceInboxPara
     summary = outcome if isinstance(outcome, Summary) else None
     message = state.message or (reason_of(outcome) if isinstance(outcome, BaseException) else str(state.name))
     report = summary.report if summary else ""
+    if not state.is_completed() and not _is_its_fault(outcome):
+        # The next run finds the script where it is.
+        return Picked(claim.script.name, "left", message, "the inbox")
     end: Outcome = "done" if state.is_completed() else "failed"
     where = await asyncio.to_thread(
         claim.lay_away,

@@ -100,6 +100,8 @@ async def set_up(asked: SetUp) -> list[Thing]:
         things = [await _block_type(client, block) for block in BLOCKS]
         things += [thing async for thing in _limits(client, asked)]
         things.append(await _work_pool(client, asked.work_pool))
+        for queue in sorted({one.work_pool.work_queue_name or "" for one in declared} - {""}):
+            things.append(await _work_queue(client, asked.work_pool, queue))
         job_variables = await _job_variables(client, asked.work_pool)
         written = await client.read_variable_by_name(STORE_OURS)
         ours = written.value if written and isinstance(written.value, dict) else {}
@@ -209,6 +211,15 @@ async def _work_pool(client: PrefectClient, name: str) -> Thing:
     return Thing("work pool", name, "there", f"type {found.type}")
 
 
+async def _work_queue(client: PrefectClient, work_pool: str, name: str) -> Thing:
+    try:
+        await client.read_work_queue_by_name(name, work_pool)
+    except ObjectNotFound:
+        await client.create_work_queue(name, work_pool_name=work_pool)
+        return Thing("work queue", f"{work_pool}/{name}", "made")
+    return Thing("work queue", f"{work_pool}/{name}", "there")
+
+
 async def _deployment(
     client: PrefectClient,
     declared: DeclaredDeployment,
@@ -228,6 +239,7 @@ async def _deployment(
         schedules=[_schedule(schedule) for schedule in declared.schedules],
         concurrency_limit=_runs_at_once(declared),
         work_pool_name=asked.work_pool,
+        work_queue_name=declared.work_pool.work_queue_name,
         job_variables=job_variables,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
@@ -259,10 +271,14 @@ def _changed(found: DeploymentResponse, wanted: RunnerDeployment) -> dict[str, A
         "tags": wanted.tags,
         "entrypoint": wanted.entrypoint,
         "work_pool_name": wanted.work_pool_name,
+        **({"work_queue_name": wanted.work_queue_name} if wanted.work_queue_name else {}),
         "job_variables": job_variables,
         "parameter_openapi_schema": wanted._parameter_openapi_schema.model_dump(exclude_unset=True),
     }
-    return {name: value for name, value in ours.items() if getattr(found, name) != value}
+    changed = {name: value for name, value in ours.items() if getattr(found, name) != value}
+    # A queue is one of a pool's: told alone, each of the two puts the other back to its default.
+    place = {name: value for name, value in ours.items() if name in ("work_pool_name", "work_queue_name")}
+    return {**changed, **place} if place.keys() & changed.keys() else changed
 
 
 def _store_of(parameters: dict[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from callsheet.errors import BadInput
+from callsheet.home import callsheet_home
 from callsheet.process import served_by
 from callsheet.serving import listen
 from flows.server import deliver_what_is_queued
@@ -54,10 +55,11 @@ class Desk:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where everything is. ``store`` is empty where it is a block's, whose keys are not at hand here."""
+    """Where everything is. ``store`` is empty where it is a block's, whose keys are not at hand here; ``log`` is the worker's."""
 
     ui: str
     store: str
+    log: Path
     things: list[Thing]
 
 
@@ -86,11 +88,14 @@ async def serve_ui(desk: Desk, told: Callable[[Addresses], None]) -> None:
             arguments = (store, str(free_port(port + 1)), "--with-parent")
             address = await stack.enter_async_context(served_by("callsheet.store_server", *arguments))
             environment |= {"CALLSHEET_STORE_URL": address, "CALLSHEET_STORE_SERVED": store}
+        log = callsheet_home() / "ui-worker.log"
         things = await set_up(SetUp(work_pool=desk.work_pool, store=store))
         await stack.enter_async_context(
-            served_by("flows.worker_process", desk.work_pool, env=environment, grace=GRACE_SECONDS + 5)
+            served_by(
+                "flows.worker_process", desk.work_pool, env=environment, grace=GRACE_SECONDS + 5, log=log
+            )
         )
-        told(Addresses(ui, address, things))
+        told(Addresses(ui, address, log, things))
         await asyncio.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""The process that keeps a Prefect worker for `callsheet ui`, and ends it with its parent, runs and all.
+"""The process that keeps Prefect workers for `callsheet ui`, and ends them with its parent, runs and all.
 
     python -m flows.worker_process WORK_POOL
 
@@ -18,30 +18,41 @@ import sys
 import threading
 import time
 
-#: How long runs may take to end in order, in seconds; then they are killed.
-GRACE_SECONDS = 20.0
+#: How long runs may take to end in order, in seconds; then they are killed. Giving back a rented host may take a minute and more.
+GRACE_SECONDS = 120.0
+#: Runs that the worker itself did not end by then are told to.
+TELL_SECONDS = 3.0
 #: A worker that ends by itself is started again after so many seconds.
 AGAIN_SECONDS = 3.0
-#: Runs at once: one of `produce` waits for its shards, which are runs of the same worker.
-LIMIT = 4
+#: Workers: name, queue, and how many runs each has at once. Sweeps and shards have their own, or they would wait behind the batches.
+WORKERS = (("callsheet-ui", "default", 4), ("callsheet-ui-apart", "apart", 4))
 
 
 def main() -> None:
-    """Keeps a worker until standard input ends or SIGTERM comes."""
+    """Keeps the workers until standard input ends or SIGTERM comes."""
     (pool,) = sys.argv[1:]
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     threading.Thread(target=_wait_for_parent, args=(told,), daemon=True).start()
-    command = [
+    keepers = [threading.Thread(target=_keep, args=(_command(pool, *one), told)) for one in WORKERS]
+    for keeper in keepers:
+        keeper.start()
+    print(json.dumps({"url": os.environ.get("PREFECT_API_URL", "")}), flush=True)
+    for keeper in keepers:
+        keeper.join()
+
+
+def _command(pool: str, name: str, queue: str, limit: int) -> list[str]:
+    return [
         sys.executable, "-m", "prefect", "worker", "start",
-        "--pool", pool, "--type", "process", "--name", "callsheet-ui", "--limit", str(LIMIT),
+        "--pool", pool, "--work-queue", queue, "--type", "process", "--name", name, "--limit", str(limit),
     ]  # fmt: skip
-    announced = False
+
+
+def _keep(command: list[str], told: threading.Event) -> None:
+    """Starts the worker, and starts it again, until it is ``told`` to end."""
     while not told.is_set():
         worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-        if not announced:
-            print(json.dumps({"url": os.environ.get("PREFECT_API_URL", "")}), flush=True)
-            announced = True
         while worker.poll() is None and not told.wait(0.2):
             pass
         if told.is_set():
@@ -69,7 +80,7 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         waited = time.monotonic() - began
         if waited > GRACE_SECONDS:
             break
-        if waited > GRACE_SECONDS / 3 and not told:
+        if waited > TELL_SECONDS and not told:
             told = True
             _signal(alive, signal.SIGTERM)
         time.sleep(0.2)

@@ -9,6 +9,8 @@ changed meanwhile, it is asked for anew. A run without a deployment waits where 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import json
 import logging
@@ -16,11 +18,14 @@ import math
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import runtime
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
-from prefect.exceptions import FlowPauseTimeout
+from prefect.events import Event, RelatedResource, Resource
+from prefect.exceptions import FlowPauseTimeout, PrefectException
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Cancelled
@@ -114,8 +119,36 @@ async def _ask(batch: Batch, seconds: float, wrong: str = "") -> Approval:
         )
         announce("needs-approval", batch.name, max_cost=cap)
     wait = asuspend_flow_run if runtime.deployment.id else apause_flow_run
+    context = FlowRunContext.get()
+    if wait is asuspend_flow_run and context is not None and context.flow_run is not None:
+        atexit.register(_say_asleep, context.flow_run)
     answer: Approval = await wait(wait_for_input=form, timeout=max(1, int(seconds)), key=key)
     return answer
+
+
+def _say_asleep(flow_run: FlowRun) -> None:
+    """Says, as the last thing of its process, that a suspended run gives no sign of life any more.
+
+    A heartbeat may come after the run is suspended, for its engine ends a little later. The automation that looks for
+    runs that died would wait for the next one in vain. Asked for directly: Prefect's own queue of events is closed by now.
+    """
+    asleep = Event(
+        event="prefect.flow-run.asleep",
+        resource=Resource(
+            {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name}
+        ),
+        related=[
+            RelatedResource(
+                {
+                    "prefect.resource.id": f"prefect.flow.{flow_run.flow_id}",
+                    "prefect.resource.role": "flow",
+                    "prefect.resource.name": "produce",
+                }
+            )
+        ],
+    )
+    with contextlib.suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[asleep.model_dump(mode="json")])
 
 
 def _was_asked(key: str) -> bool:

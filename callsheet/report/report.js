@@ -133,8 +133,14 @@ function csv(rows) {
   // The mark at the beginning tells spreadsheets that it is UTF-8.
   return "\ufeff" + [COLUMNS, ...rows].map(row => row.map(quoted).join(",") + "\r\n").join("");
 }
+// Prefect takes parameters of half a megabyte in all.
+const LARGEST_FIELD = 400000;
 async function copy() {
   const rows = allRows();
+  if (csv(rows).length > LARGEST_FIELD) {
+    say("these are too many for a form: download the decisions, and give their path");
+    return;
+  }
   try {
     await navigator.clipboard.writeText(csv(rows));
     say(`${rows.length} rows copied: paste them into the field “decisions” of a run`);

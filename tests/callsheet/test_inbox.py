@@ -109,8 +109,22 @@ def test_a_script_that_is_changed_while_it_is_produced_stays_for_the_next_run(fo
 
 def test_a_bucket_brings_what_lies_beside_a_script_but_no_other(tmp_path: Path) -> None:
     store = LocalFolder(tmp_path / "store")
-    for path in ("night.csv", "other.csv", "voices.csv", "audio/anna.wav", "done/old.csv", "done/night.csv"):
-        store.put(f"inbox/{path}", path.encode())
+    tables = {
+        "night.csv": b"shot_id,image\na,pictures/lake.png\nb,rec\nc,../outside.png\nd,nowhere.png\n",
+        "voices.csv": b"voice,audio\nanna,audio/anna.wav\n",
+    }
+    others = (
+        "other.csv",
+        "audio/anna.wav",
+        "audio/nobody.wav",
+        "pictures/lake.png",
+        "done/old.csv",
+        "done/night.csv",
+    )
+    for path in (*tables, *others):
+        store.put(f"inbox/{path}", tables.get(path, path.encode()))
+    store.put("outside.png", b"secret")
+    store.put("inbox/rec/anna.wav", b"a name that is a folder's, too")
     inbox = StoreInbox(store)
     assert list(inbox.scripts()) == ["night.csv", "other.csv"]
     here = tmp_path / "here"
@@ -120,10 +134,11 @@ def test_a_bucket_brings_what_lies_beside_a_script_but_no_other(tmp_path: Path) 
     assert sorted(path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()) == [
         "audio/anna.wav",
         "night.csv",
+        "pictures/lake.png",
         "voices.csv",
     ]
     assert claim.lay_away("done", "all done", b"{}") == "inbox/done/night-2.csv"
-    assert store.get("inbox/done/night-2.csv") == b"night.csv"
+    assert store.get("inbox/done/night-2.csv") == tables["night.csv"]
     assert store.get("inbox/done/night-2.txt") == b"all done\n"
     assert store.get("inbox/done/night.csv") == b"done/night.csv"
     assert list(inbox.scripts()) == ["other.csv"]

@@ -61,6 +61,9 @@ def parameters(
     return make
 
 
+ASLEEP = "prefect.flow-run.asleep"
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALLSHEET_TIME_SCALE", "0.05")
@@ -215,6 +218,11 @@ async def test_a_run_of_a_deployment_ends_and_begins_again_when_it_is_approved(
     run = await paused("produce suspended")
     async with get_client() as client:
         first = (await client.read_flow_run(run)).state_id
+    # Nothing more is heard of it: a heartbeat would be the beginning of a silence that the automation takes for a death.
+    heard = {"filter": {"resource": {"id": [f"prefect.flow-run.{run}"]}}, "limit": 50}
+    async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"{prefect_api}/api") as http:
+        while (await http.post("/events/filter", json=heard)).json()["events"][0]["event"] != ASLEEP:
+            await asyncio.sleep(0.2)
     script = Path(given.script)
     script.write_text(script.read_text("utf-8").replace("it rained", "it snowed"), "utf-8")
     await aresume_flow_run(run, run_input={"max_cost": 5.0})

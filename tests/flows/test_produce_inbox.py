@@ -91,6 +91,33 @@ async def test_whole_scripts_are_produced_and_a_broken_and_a_growing_one_stop_no
     assert (script_folder / "voices.csv").is_file()
 
 
+async def test_scripts_stay_where_they_are_for_faults_that_are_not_theirs(
+    drop: Drop, script_folder: Path, parameters: ProduceInboxParameters, tmp_path: Path
+) -> None:
+    drop("one.csv", LINE)
+    nowhere = parameters.model_copy(update={"fleet": str(tmp_path / "nowhere.toml")})
+    state = await produce_inbox(nowhere, return_state=True)
+    assert state.is_failed()
+    assert "nowhere.toml" in (state.message or "")
+    fleet = tmp_path / "gone.toml"
+    write_fleet(fleet, {"gone": "http://127.0.0.1:1"})
+    state, picked = await run(parameters.model_copy(update={"fleet": str(fleet)}))
+    assert state.is_failed()
+    assert outcomes(picked) == {"one.csv": "left"}
+    assert names(script_folder) == ["anna.wav", "one.csv", "voices.csv", "wei.wav"]
+
+
+@pytest.mark.slow
+async def test_a_name_as_long_as_a_disk_takes_is_produced_and_stops_no_other(
+    drop: Drop, script_folder: Path, parameters: ProduceInboxParameters
+) -> None:
+    drop(f"{'a' * 230}.csv", LINE)
+    drop("b.csv", LINE | {"text": "The other line."})
+    state, picked = await run(parameters)
+    assert state.is_completed(), state.message
+    assert sorted(outcomes(picked).values()) == ["done", "done"]
+
+
 async def test_two_runs_at_once_produce_each_script_once(
     drop: Drop, script_folder: Path, parameters: ProduceInboxParameters
 ) -> None:

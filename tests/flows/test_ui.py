@@ -38,8 +38,8 @@ def test_it_answers_and_its_end_leaves_no_process(desk: Callable[..., Desk], num
     one = desk()
     assert httpx.get(f"{one.ui}/api/health").json() is True
     assert "none yet" in httpx.get(one.store).text
-    workers = until(lambda: one.post("work_pools/local/workers/filter"))
-    assert [worker["status"] for worker in workers] == ["ONLINE"]
+    workers = until(lambda: len(found := one.post("work_pools/local/workers/filter")) == 2 and found)
+    assert [worker["status"] for worker in workers] == ["ONLINE", "ONLINE"]
     write_csv(
         one.folder / "long.csv",
         [LINE | {"shot_id": f"s{n}", "text": f"This is line {n}, and it is long."} for n in range(60)],
