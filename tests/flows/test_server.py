@@ -108,6 +108,8 @@ async def test_a_database_that_stays_busy_is_said_to_be() -> None:
         ({"Origin": "http://127.0.0.1:PORT"}, 200),
         ({"Origin": "http://localhost:PORT"}, 200),
         ({"Host": "localhost:PORT"}, 200),
+        ({"Host": "localhost:1234", "Origin": "http://localhost:1234"}, 200),
+        ({"Host": "evil.example:1234", "Origin": "http://evil.example:1234"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),
