@@ -50,13 +50,16 @@ _GIVEN = (
 )  # fmt: skip
 
 
-#: What every answer says: files are replaced under their names (the ETag tells), are what their type says, and are not for pages of
-#: other sites, which could read a report's data as a script of theirs.
-_ALWAYS = {
-    "cache-control": "no-cache",
-    "x-content-type-options": "nosniff",
-    "cross-origin-resource-policy": "same-site",
-}
+def _always(path: str) -> dict[str, str]:
+    """What every answer says: files are replaced under their names (the ETag tells), and are what their type says.
+
+    Data is for the report beside it alone: another site's page could load it as a script of its own and read it. Pictures and media,
+    which no page can read, are shown by the Prefect UI on another port.
+    """
+    headers = {"cache-control": "no-cache", "x-content-type-options": "nosniff"}
+    if path.endswith((".js", ".json")):
+        headers["cross-origin-resource-policy"] = "same-origin"
+    return headers
 
 
 class StoreFiles(StaticFiles):
@@ -70,7 +73,7 @@ class StoreFiles(StaticFiles):
             raise HTTPException(status_code=404)  # locks, and files on their way
         response = await super().get_response(path, scope)
         # Files are replaced under their names; the ETag tells.
-        response.headers.update(_ALWAYS)
+        response.headers.update(_always(path))
         return response
 
 
@@ -103,7 +106,7 @@ class BucketFiles:
             is_absent = answer.status_code in (403, 404)  # who may not list is told 403 of what is not there
             raise HTTPException(status_code=404 if is_absent else 502)
         given = {name: answer.headers[name] for name in _GIVEN if name in answer.headers}
-        headers = {**given, **_ALWAYS}
+        headers = {**given, **_always(path)}
         if request.method == "HEAD":
             await answer.aclose()
             return Response(status_code=answer.status_code, headers=headers)

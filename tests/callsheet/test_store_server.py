@@ -36,6 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.put("batches/demo/第一幕/开场 1.mp4", bytes(range(256)) * 16)
     store.put("batches/demo/a.vtt", b"WEBVTT\n")
     store.put("batches/demo/report.html", b"<h1>demo</h1>")
+    store.put("batches/demo/report-data.js", b"window.CALLSHEET = {}")
     store.put("batches/a&b <x>/report.html", b"<h1>x</h1>")
     (store.root / ".lock").write_bytes(SECRET)
     (store.root / "link.txt").symlink_to(parent / "secret.txt")
@@ -203,3 +204,12 @@ def test_links_of_a_bucket_are_to_what_is_served_and_no_secret(
     assert other.link("x.mp4") == ""
     monkeypatch.setenv("CALLSHEET_STORE_SERVED", "r2://linked/te")
     assert store.link("x.mp4") == ""
+
+
+def test_data_is_for_pages_of_the_store_alone(url: str, of_bucket: str) -> None:
+    """Another site's page could load it as a script, and read what it sets."""
+    for asked in (f"{url}/batches/demo/report-data.js", f"{of_bucket}/latest/demo.json"):
+        answer = httpx.get(asked)
+        assert answer.status_code == 200
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert "cross-origin-resource-policy" not in httpx.get(f"{url}/batches/demo/a.vtt").headers

@@ -84,8 +84,9 @@ def has_ended(page: Page, state: str) -> None:
 
 
 def open_artifact(page: Page, key: str) -> None:
+    page.reload()  # the UI keeps the list that it asked for while the run went
     page.get_by_text("Artifacts", exact=True).click()
-    page.get_by_text(key, exact=True).last.click()
+    page.get_by_text(key, exact=True).last.click(timeout=60_000)
 
 
 def open_report(page: Page, batch: str) -> Page:
@@ -132,7 +133,7 @@ def test_a_batch_from_the_form_to_a_retake(desk: Desk, page: Page) -> None:
     open_artifact(page, "contact-sheet-first")
     sheet = page.locator(f"img[src='{desk.store}/batches/first/contact-sheet.jpg']")
     expect(sheet).to_be_visible()
-    assert sheet.evaluate("image => image.naturalWidth") > 500
+    page.wait_for_function("image => image.naturalWidth > 500", arg=sheet.element_handle())
     kept(page, "contact-sheet")
     page.go_back()
     open_artifact(page, "shots-first")
